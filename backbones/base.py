@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,19 @@ from .errors import UserError, closest
 _STAGE = re.compile(r'(?:stages|layers)\.(\d+)\.')
 _BLOCK = re.compile(r'(?:stages|layers)\.(\d+)\.blocks\.(\d+)\.')
 _OUTPUT = re.compile(r'norm\d+\.')
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module):
+    """A second pass over the same batch must not count twice in its BatchNorms."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = not norm.training
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 class Backbone(nn.Module):
@@ -40,6 +54,7 @@ class Backbone(nn.Module):
     """
 
     archs: dict[str, dict] = {}
+    added: tuple[str, ...] = ()  # prefixes of modules that no official checkpoint holds
     depths: Sequence[int]
     out_channels: tuple[int, ...]
     out_strides: tuple[int, ...]
@@ -102,7 +117,8 @@ class Backbone(nn.Module):
         """Call ``module``; under ``with_cp`` its insides are recomputed for the backward
         pass instead of kept."""
         if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(module, *args, use_reentrant=False)
+            return checkpoint(module, *args, use_reentrant=False,
+                              context_fn=lambda: (nullcontext(), _statistics_kept(module)))
         return module(*args)
 
     def stage_id(self, name: str) -> int:

@@ -80,6 +80,8 @@ def find_weights(content: dict, key: str | None = None) -> tuple[dict[str, Tenso
 def load_report(net: nn.Module, state: dict[str, Tensor], source: str) -> str:
     """Load what fits by name and shape, and say how much that was.
 
+    Parameters that we ``added`` to the official network do not count in the share.
+
     Returns:
         One line: tensors and share of the parameters that were loaded.
 
@@ -89,7 +91,9 @@ def load_report(net: nn.Module, state: dict[str, Tensor], source: str) -> str:
     own = net.state_dict()
     fits = {name: value for name, value in state.items()
             if name in own and own[name].shape == value.shape}
-    sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
+    added = getattr(net, 'added', ())
+    sizes = {name: parameter.numel() for name, parameter in net.named_parameters()
+             if not name.startswith(added)}
     share = sum(sizes.get(name, 0) for name in fits) / max(sum(sizes.values()), 1)
     missing = [name for name in own if name not in fits]
     if share < _ENOUGH:

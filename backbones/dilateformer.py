@@ -42,16 +42,20 @@ def dilated_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, dilation: int
         B x C x H x W.
     """
     height, width = q.shape[-2:]
-    border = (dilation,) * 4
-    q = q.unflatten(1, (heads, -1))
-    q = q * q.shape[2] ** -0.5
-    k, v = (F.pad(t, border).unflatten(1, (heads, -1)) for t in (k, v))
     steps = (0, dilation, 2 * dilation)
     windows = [(..., slice(y, y + height), slice(x, x + width)) for y in steps for x in steps]
-    logits = torch.stack([(q * k[window]).sum(2, keepdim=True) for window in windows])
-    out = torch.zeros_like(q)
-    for weight, window in zip(logits.softmax(0), windows):
-        out = torch.addcmul(out, weight, v[window])
+
+    def views(t: Tensor) -> list[Tensor]:
+        padded = F.pad(t, (dilation,) * 4).unflatten(1, (heads, -1))
+        return [padded[window] for window in windows]
+
+    q = q.unflatten(1, (heads, -1))
+    logits = torch.stack([(q * view).sum(2, keepdim=True) for view in views(k)])
+    weights = (logits * q.shape[2] ** -0.5).softmax(0)
+    first, *others = zip(weights, views(v))
+    out = torch.mul(*first)
+    for weight, view in others:
+        out.addcmul_(weight, view)
     return out.flatten(1, 2)
 
 

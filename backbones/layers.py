@@ -1,0 +1,84 @@
+"""Pieces that several window-attention systems share. Maps here are B x H x W x C.
+
+A system's own table layout, if it is not height-major, is brought to (2h-1) x (2w-1) x
+heads first; everything below is independent of who trained it.
+"""
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pad_to_multiple(x: Tensor, multiple: tuple[int, int]) -> Tensor:
+    """Zeros below and to the right of a map, up to the next multiples.
+
+    Args:
+        x: B x H x W x C.
+        multiple: of the height and of the width.
+    """
+    below, right = (-size % step for size, step in zip(x.shape[1:3], multiple))
+    return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
+
+
+def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """Cut a map into windows, row by row.
+
+    Args:
+        x: B x H x W x C, H and W multiples of the window.
+        window: height h and width w.
+
+    Returns:
+        (B * H/h * W/w) x (h * w) x C.
+    """
+    h, w = window
+    x = x.unflatten(2, (-1, w)).unflatten(1, (-1, h))
+    return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+
+def window_reverse(t: Tensor, window: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Inverse of ``window_partition``.
+
+    Args:
+        t: (B * H/h * W/w) x (h * w) x C.
+        window: h, w.
+        size: H, W.
+
+    Returns:
+        B x H x W x C.
+    """
+    h, w = window
+    rows, columns = size[0] // h, size[1] // w
+    x = t.unflatten(1, window).unflatten(0, (-1, rows, columns))
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def relative_position_bias(table: Tensor) -> Tensor:
+    """Additive attention mask from a table over relative positions.
+
+    The bias of query (y, x) on key (y', x') is ``table[y - y' + h-1, x - x' + w-1]``. The
+    rows of a query are one h x w view into the flipped table: no index table is kept.
+
+    Args:
+        table: (2h-1) x (2w-1) x heads.
+
+    Returns:
+        heads x (h * w) x (h * w), queries before keys.
+    """
+    h, w = (side // 2 + 1 for side in table.shape[:2])
+    views = table.flip(0, 1).unfold(0, h, 1).unfold(1, w, 1).flip(0, 1)
+    return views.permute(2, 0, 1, 3, 4).flatten(3, 4).flatten(1, 2)
+
+
+def resize_table(table: Tensor, size: tuple[int, int], mode: str = 'bicubic') -> Tensor:
+    """Resample a grid of vectors, such as position biases trained for another window.
+
+    Args:
+        table: H x W x C.
+        size: the new H, W.
+        mode: 'bicubic' or 'bilinear'; corners not aligned, no antialiasing, in float32.
+    """
+    if tuple(table.shape[:2]) == tuple(size):
+        return table
+    grid = table.float().permute(2, 0, 1)[None]
+    grid = F.interpolate(grid, size, mode=mode, align_corners=False)
+    return grid[0].permute(1, 2, 0).to(table.dtype)

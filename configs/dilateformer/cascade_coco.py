@@ -1,0 +1,6 @@
+"""Cascade Mask R-CNN 1x on COCO with DilateFormer-Tiny. Published: nothing found. Settings:
+Swin's, since the authors published none."""
+_base_ = ['../_base_/cascade_coco.py']
+
+model = dict(backbone=dict(type='DilateFormer', arch='tiny', drop_path_rate=0.2))
+optim_wrapper = dict(paramwise_cfg=dict(bias_decay=False))

@@ -1,0 +1,1 @@
+"""What makes it a benchmark: wiring, checkpoints, mini data, measuring, runs, records."""

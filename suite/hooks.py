@@ -1,0 +1,216 @@
+"""What happens around a run: checkpoints that survive, randomness that repeats, and a
+loss that is noticed when it is lost."""
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank, master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import FUNCTIONS, HOOKS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from backbones.checkpoint import load_report
+from backbones.errors import UserError
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside a distributed wrapper, if there is one."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def position(runner: Runner) -> str:
+    """Where a run stands, in words."""
+    if runner.train_loop.__class__.__name__.startswith('Epoch'):
+        return f'epoch {runner.epoch + 1}, iteration {runner.iter + 1}'
+    return f'iteration {runner.iter + 1}'
+
+
+@HOOKS.register_module()
+class Checkpoint(Hook):
+    """Saves ``epoch_N.pth`` or ``iter_N.pth``, the ``keep`` newest, and ``best.pth``.
+
+    A file is written under a temporary name, then renamed, and older ones go only after
+    that: a full disk or a kill never costs a checkpoint that was there.
+
+    Args:
+        interval: epochs (iterations in iteration-based training) between two saves.
+        keep: number of checkpoints kept, besides the best.
+        best: metric by which ``best.pth`` is chosen; larger is better.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, interval: int, keep: int, best: str):
+        self.interval = interval
+        self.keep = keep
+        self.best = best
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if self._by_epoch(runner):
+            last = self.is_last_train_epoch(runner)
+            if last or self.every_n_epochs(runner, self.interval):
+                self._save(runner, f'epoch_{runner.epoch + 1}.pth',
+                           dict(epoch=runner.epoch + 1, iter=runner.iter))
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None,
+                         outputs=None) -> None:
+        if not self._by_epoch(runner):
+            last = self.is_last_train_iter(runner)
+            if last or self.every_n_train_iters(runner, self.interval):
+                self._save(runner, f'iter_{runner.iter + 1}.pth',
+                           dict(epoch=0, iter=runner.iter + 1))
+
+    @master_only
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        value = (metrics or {}).get(self.best)
+        note = Path(runner.work_dir, 'best.json')
+        if value is None or not np.isfinite(value):
+            return
+        if note.exists() and json.loads(note.read_text())['value'] >= value:
+            return
+        meta = dict(epoch=runner.epoch, iter=runner.iter)
+        self._write(runner, 'best.pth', meta, save_optimizer=False, save_param_scheduler=False)
+        note.write_text(json.dumps(dict(metric=self.best, value=float(value), **meta)) + '\n')
+
+    @staticmethod
+    def _by_epoch(runner: Runner) -> bool:
+        return runner.train_loop.__class__.__name__.startswith('Epoch')
+
+    @master_only
+    def _save(self, runner: Runner, name: str, meta: dict) -> None:
+        for parameter, value in bare(runner.model).state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise UserError(f'{parameter} is no longer finite at {position(runner)}; '
+                                'nothing was saved over the last good checkpoint; lower the '
+                                'learning rate or train without --amp')
+        self._write(runner, name, meta)
+        Path(runner.work_dir, 'last_checkpoint').write_text(str(Path(runner.work_dir, name)))
+        kind = name.partition('_')[0]
+        kept = sorted(Path(runner.work_dir).glob(f'{kind}_*.pth'),
+                      key=lambda path: path.stat().st_mtime)
+        for outdated in kept[:-self.keep]:
+            outdated.unlink()
+
+    @staticmethod
+    def _write(runner: Runner, name: str, meta: dict, **what: bool) -> None:
+        final = Path(runner.work_dir, name)
+        temporary = final.with_suffix('.part')
+        try:
+            runner.save_checkpoint(runner.work_dir, temporary.name, meta=meta, **what)
+            os.replace(temporary, final)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            why = 'the disk is full' if error.errno == errno.ENOSPC else error.strerror
+            raise UserError(f'could not save {final} ({why}); earlier checkpoints are intact; '
+                            'make room and continue with --resume') from error
+
+
+@HOOKS.register_module()
+class CheckpointReport(Hook):
+    """Says how much of a loaded checkpoint fitted; refuses one of another network."""
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        weights = checkpoint.get('state_dict', checkpoint)
+        state = {name.removeprefix('module.'): value for name, value in weights.items()
+                 if isinstance(value, Tensor)}
+        source = getattr(runner, '_load_from', None) or 'the checkpoint'
+        runner.logger.info(load_report(bare(runner.model), state, str(source)))
+
+
+@HOOKS.register_module()
+class Reseed(Hook):
+    """Starts the random numbers of every epoch (iteration-based training: of every
+    checkpoint interval) from the seed and the position, so that a resumed run draws what
+    an uninterrupted one would have drawn."""
+
+    priority = 'VERY_HIGH'
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self._seed(runner)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        interval = runner.cfg.get('default_hooks', {}).get('checkpoint', {}).get('interval')
+        by_iteration = not Checkpoint._by_epoch(runner)
+        if by_iteration and interval and runner.iter % interval == 0:
+            self._seed(runner)
+
+    @staticmethod
+    def _seed(runner: Runner) -> None:
+        seed = np.random.SeedSequence([runner.seed, runner.iter, get_rank()]).generate_state(1)[0]
+        random.seed(int(seed))
+        np.random.seed(seed)
+        torch.manual_seed(int(seed))
+
+
+@FUNCTIONS.register_module()
+def seed_worker(worker_id: int) -> None:
+    """Seed a data-loading worker from torch's per-epoch base seed, which ``Reseed`` makes
+    repeatable; a fixed seed would repeat the same augmentations in every epoch."""
+    seed = torch.initial_seed() % 2 ** 32
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+def _tensors(value) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _broken(value) -> bool:
+    return any(t.is_floating_point() and not torch.isfinite(t).all() for t in _tensors(value))
+
+
+@HOOKS.register_module()
+class NonFiniteGuard(Hook):
+    """Tells where a lost loss came from: repeats the forward pass of that batch and names
+    the first module that turned finite inputs into something else, or the loss."""
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        runner.optim_wrapper.diagnose = lambda: self._diagnose(runner, data_batch)
+
+    def _diagnose(self, runner: Runner, data_batch: dict) -> str:
+        last = Path(runner.work_dir, 'last_checkpoint')
+        saved = f'last good checkpoint: {last.read_text()}' if last.exists() else 'none saved yet'
+        return (f' at {position(runner)}; first in {self._culprit(runner, data_batch)}; {saved}; '
+                'lower the learning rate, clip gradients or train without --amp')
+
+    @staticmethod
+    @torch.no_grad()
+    def _culprit(runner: Runner, data_batch: dict) -> str:
+        model = bare(runner.model)
+        for name, parameter in model.named_parameters():
+            if _broken(parameter):
+                return f'parameter {name}'
+        found: list[str] = []
+
+        def look(name: str):
+            def hook(module: nn.Module, inputs: tuple, output) -> None:
+                if not found and _broken(output):
+                    found.append(f'module {name}' + ' (inputs too)' * _broken(inputs))
+            return hook
+
+        handles = [module.register_forward_hook(look(name))
+                   for name, module in model.named_modules() if name]
+        try:
+            with runner.optim_wrapper.optim_context(runner.model):
+                losses = model(**model.data_preprocessor(data_batch, True), mode='loss')
+        finally:
+            for handle in handles:
+                handle.remove()
+        bad = [name for name, value in losses.items() if _broken(value)]
+        return (found or [f'loss {name}' for name in bad] or
+                ['nothing that a second pass over the batch repeats'])[0]

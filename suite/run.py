@@ -1,0 +1,257 @@
+"""Training and testing: a config in, checkpoints, pictures and a record out."""
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import nn
+
+from backbones.checkpoint import read_checkpoint
+from backbones.errors import UserError
+
+from .config import ROOT, backbone_name, fingerprint
+from .hooks import bare, position
+from .progress import clock, summary
+from .record import Record
+
+
+@RUNNERS.register_module()
+class BenchRunner(Runner):
+    """mmengine's Runner with a quiet console (its log file keeps everything) and
+    distributed training without GPUs."""
+
+    def build_logger(self, *args, **kwargs) -> logging.Logger:
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.ERROR)
+        return logger
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        if self.distributed and not torch.cuda.is_available():
+            return MMDistributedDataParallel(module=model, broadcast_buffers=False)
+        return super().wrap_model(model_wrapper_cfg, model)
+
+
+class Note(Hook):
+    """Puts every evaluation into the run's record."""
+
+    def __init__(self, record: Record):
+        self.record = record
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        self.record.measured(metrics or {}, epoch=runner.epoch, iteration=runner.iter)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        self.record.measured(metrics or {})
+
+
+def use_work_dir(path: str | Path) -> Path:
+    """Make a work dir, or say why results could not be written there."""
+    path = Path(path).expanduser().resolve()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f'work dir {path} is not writable ({error.strerror}); choose another '
+                        'with --work-dir') from error
+    return path
+
+
+def set_aside(work_dir: Path) -> None:
+    """Move an earlier run's results out of a new run's way; nothing is deleted."""
+    old = [path for pattern in ('*.pth', '*.json', 'last_checkpoint')
+           for path in work_dir.glob(pattern)]
+    if old:
+        stamp = time.strftime('%Y%m%d_%H%M%S', time.localtime(
+            max(path.stat().st_mtime for path in old)))
+        aside = work_dir / 'earlier' / stamp
+        aside.mkdir(parents=True, exist_ok=True)
+        for path in old:
+            shutil.move(path, aside / path.name)
+        print(f'an earlier run was moved to {aside} (--resume continues one instead)')
+
+
+def connect(cfg: Config, launcher: str) -> None:
+    """Join the processes that a launcher started; NCCL on GPUs, Gloo without them."""
+    if launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ:
+        launcher = 'pytorch'
+    cfg.launcher = launcher
+    if launcher == 'pytorch' and not torch.cuda.is_available():
+        torch.distributed.init_process_group('gloo')
+
+
+def effective_batch(cfg: Config) -> int:
+    """Images per optimizer step, over all processes and accumulated steps."""
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
+    return cfg.train_dataloader.batch_size * world * accumulated
+
+
+def scale_rate(cfg: Config) -> str:
+    """Let mmengine scale the learning rate with the effective batch; says what it does."""
+    batch, lr = effective_batch(cfg), cfg.optim_wrapper.optimizer.lr
+    scaling = cfg.get('auto_scale_lr', {})
+    if not scaling.get('enable'):
+        return f'effective batch {batch}, learning rate {lr:.2e} (not scaled)'
+    base = scaling.base_batch_size
+    # mmengine's own rule leaves accumulated steps out.
+    accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
+    scaling.base_batch_size = base / accumulated
+    return (f'effective batch {batch}, learning rate {lr * batch / base:.2e}'
+            + (f' ({lr:.2e} for {base}, scaled)' if batch != base else ''))
+
+
+def use_amp(cfg: Config) -> str:
+    """Mixed precision: bfloat16 where the device has it, else float16 with loss scaling."""
+    if not torch.cuda.is_available() or torch.cuda.is_bf16_supported():
+        cfg.optim_wrapper.bfloat16 = True
+        return 'bfloat16 autocast'
+    cfg.optim_wrapper.type = 'GuardedFloat16OptimWrapper'
+    cfg.optim_wrapper.loss_scale = 'dynamic'
+    return 'float16 autocast'
+
+
+def facts(cfg: Config) -> dict:
+    """What a record says of a config."""
+    return dict(config_hash=fingerprint(cfg), backbone=backbone_name(cfg.model.backbone),
+                protocol=cfg.protocol, mini=cfg.mini, seed=cfg.randomness.seed)
+
+
+def default_work_dir(cfg: Config) -> Path:
+    """work_dirs/BACKBONE/PROTOCOL, with '_mini' for trials."""
+    name = backbone_name(cfg.model.backbone).replace('/', '_')
+    return ROOT / 'work_dirs' / name / (cfg.protocol + '_mini' * cfg.mini)
+
+
+def need_data(cfg: Config) -> None:
+    """With ``--mini``, make the data that is not there yet."""
+    if cfg.mini:
+        from .mini import ensure_mini
+        kind = Path(cfg.train_dataloader.dataset.data_root).relative_to(cfg.data_root).parts[0]
+        ensure_mini(cfg.data_root, [kind])
+
+
+def train(cfg: Config, work_dir: str | None = None, resume: str | None = None,
+          amp: bool = False, tensorboard: bool = False, launcher: str = 'none') -> dict:
+    """Train and evaluate as a config says.
+
+    Args:
+        cfg: from ``config.load``.
+        work_dir: default ``work_dirs/BACKBONE/PROTOCOL``.
+        resume: 'auto' (the newest checkpoint in the work dir) or a checkpoint file.
+        amp: mixed precision.
+        tensorboard: log for TensorBoard too.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'; torchrun is noticed by itself.
+
+    Returns:
+        The last evaluation's metrics.
+    """
+    connect(cfg, launcher)
+    cfg.work_dir = str(use_work_dir(work_dir or default_work_dir(cfg)))
+    if is_main_process():
+        need_data(cfg)
+        if not resume:
+            set_aside(Path(cfg.work_dir))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    if resume:
+        cfg.resume = True
+        cfg.load_from = None if resume == 'auto' else resume
+        _check_resume(cfg)
+    precision = use_amp(cfg) if amp else 'float32'
+    if tensorboard:
+        cfg.visualizer.vis_backends.append(ConfigDict(type='TensorboardVisBackend'))
+    rate = scale_rate(cfg)
+    runner = BenchRunner.from_cfg(cfg)
+    parameters = sum(p.numel() for p in bare(runner.model).parameters())
+    known = facts(cfg)
+    if is_main_process():
+        print(f'{known["protocol"]} with {known["backbone"]}, {parameters / 1e6:.1f} M parameters'
+              f'{", mini" * cfg.mini}\n{rate}, {precision}, seed {known["seed"]}, '
+              f'{runner.world_size} process{"es" * (runner.world_size > 1)}\n'
+              f'results go to {cfg.work_dir}', flush=True)
+    return _run(runner, runner.train, 'train', parameters=parameters, precision=precision,
+                effective_batch=effective_batch(cfg), **known)
+
+
+def test(cfg: Config, checkpoint: str, work_dir: str | None = None, tta: bool = False,
+         launcher: str = 'none') -> dict:
+    """Evaluate a checkpoint as a config says.
+
+    Args:
+        cfg: from ``config.load``.
+        checkpoint: file of a training run.
+        work_dir: default the folder ``test`` beside the checkpoint.
+        tta: multi-scale and flipped views, merged.
+
+    Returns:
+        The metrics.
+    """
+    connect(cfg, launcher)
+    read_checkpoint(checkpoint)
+    cfg.work_dir = str(use_work_dir(work_dir or Path(checkpoint).parent / 'test'))
+    if is_main_process():
+        need_data(cfg)
+    cfg.load_from = checkpoint
+    known = facts(cfg)
+    if tta:
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    runner = BenchRunner.from_cfg(cfg)
+    parameters = sum(p.numel() for p in bare(runner.model).parameters())
+    return _run(runner, runner.test, 'test', checkpoint=str(checkpoint), tta=tta,
+                parameters=parameters, **known)
+
+
+def _check_resume(cfg: Config) -> None:
+    last = Path(cfg.work_dir, 'last_checkpoint')
+    if cfg.load_from is None and not last.exists():
+        raise UserError(f'nothing to resume in {cfg.work_dir}: no checkpoint was saved there yet; '
+                        'leave --resume out to start')
+    read_checkpoint(cfg.load_from or last.read_text().strip())
+
+
+def _run(runner: Runner, action, task: str, **known) -> dict:
+    """Carry a run out and keep its record, however it ends."""
+    if not is_main_process():
+        action()
+        return {}
+    record = Record(runner.work_dir, task, world_size=runner.world_size, **known)
+    runner.register_hook(Note(record))
+    try:
+        action()
+    except KeyboardInterrupt:
+        record.close('interrupted')
+        raise KeyboardInterrupt(_where_to_go_on(runner, task)) from None
+    except BaseException as error:
+        record.close('failed', error=f'{type(error).__name__}: {error}'.splitlines()[0])
+        raise
+    record.close('completed')
+    metrics = record.content['metrics']
+    print(f'{summary(metrics)}  in {clock(record.content["wall_seconds"])}  '
+          f'record: {record.path}')
+    return metrics
+
+
+def _where_to_go_on(runner: Runner, task: str) -> str:
+    if task == 'test':
+        return 'nothing was measured to the end'
+    last = Path(runner.work_dir, 'last_checkpoint')
+    if not last.exists():
+        return f'at {position(runner)}; no checkpoint was saved yet'
+    return (f'at {position(runner)}; saved up to {last.read_text()}; the same command with '
+            '--resume goes on from there')

@@ -1,0 +1,27 @@
+"""Draw a trained model's predictions for pictures, and write them as json."""
+import sys
+
+import _checkout
+from suite.cli import add_config_arguments, guard, parser
+
+
+def main():
+    args = parser(__doc__, '''example:
+  tools/predict.py configs/swin/maskrcnn_coco.py best.pth holiday.jpg --out drawn''')
+    add_config_arguments(args)
+    args.add_argument('checkpoint', help='file of a training run')
+    args.add_argument('source', help='a picture, or a folder of pictures')
+    args.add_argument('--out', metavar='DIR', default=str(_checkout.ROOT / 'work_dirs/predictions'),
+                      help='folder for the results (default: work_dirs/predictions)')
+    args.add_argument('--score', type=float, default=0.3, metavar='S',
+                      help='leave out instances below this score (default: 0.3)')
+    args = args.parse_args()
+
+    from suite import config, predict
+    cfg = config.load(args.config, backbone=args.backbone, options=args.cfg_options,
+                      data_root=args.data_root, mini=args.mini)
+    predict.predict(cfg, args.checkpoint, args.source, args.out, args.score)
+
+
+if __name__ == '__main__':
+    sys.exit(guard(main))
