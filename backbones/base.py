@@ -25,15 +25,16 @@ _OUTPUT = re.compile(r'norm\d+\.')
 
 @contextmanager
 def _statistics_kept(module: nn.Module):
-    """A second pass over the same batch must not count twice in its BatchNorms."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = not norm.training
+    """A second pass over a batch saves the same tensors, and counts in no BatchNorm."""
+    norms = [(m, m.momentum, m.num_batches_tracked) for m in module.modules()
+             if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm, _, batches in norms:
+        norm.momentum, norm.num_batches_tracked = 0., batches.clone()
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, *state in norms:
+            norm.momentum, norm.num_batches_tracked = state
 
 
 class Backbone(nn.Module):

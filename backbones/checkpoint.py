@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -16,17 +17,25 @@ _ENOUGH = 0.95
 log = logging.getLogger('backbones')
 
 
-class _Foreign:
+class _Called(type):
+    def __call__(cls, *args, **kwargs):
+        return object.__new__(cls)
+
+
+class _Foreign(metaclass=_Called):
     """Stands for any object in a checkpoint that is not a tensor or plain data, so that
-    ``weights_only`` loading need not run, or even know, the code that made it."""
+    ``weights_only`` loading need not run, or even know, the code that made it.
 
-    def __init__(self, *args, **kwargs):
+    A pickle either calls a class, and gets one of these, or makes a bare instance by
+    ``__new__`` and fills it: that one may be a dict (yacs and mmengine configs are), and
+    the unpickler fills no other class of dicts than its own.
+    """
+
+    def __new__(cls, *args, **kwargs):
+        return OrderedDict()
+
+    def __setstate__(self, state):
         pass
-
-    def __call__(self, *args, **kwargs):
-        return self
-
-    __setitem__ = append = extend = __setstate__ = __call__
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -49,7 +58,8 @@ def read_checkpoint(path: str | Path) -> dict:
         with torch.serialization.safe_globals([(_Foreign, name) for name in names]):
             content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        reason = str(error).rpartition('WeightsUnpickler error:')[2].strip().splitlines()
+        reason = reason or [type(error).__name__]
         raise UserError(f'checkpoint {path} is corrupted or not a PyTorch checkpoint '
                         f'({reason[0][:120]}); fetch or save it again') from error
     if not isinstance(content, dict):
@@ -74,6 +84,9 @@ def find_weights(content: dict, key: str | None = None) -> tuple[dict[str, Tenso
         inside = {name.removeprefix(prefix): value for name, value in state.items()
                   if name.startswith(prefix)}
         state = inside or state
+    if not state:
+        raise UserError(f'the checkpoint holds no tensors{f" under {key!r}" * bool(key)}; save '
+                        'a state dict, not a whole model')
     return state, key
 
 

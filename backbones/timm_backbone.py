@@ -94,11 +94,11 @@ def _look_up(name: str, options: dict) -> nn.Module:
     try:
         return _on_meta(name, options)
     except Exception as error:
-        known = inspect.signature(type(_on_meta(name, {})).__init__).parameters
-        for key in options:
-            if isinstance(error, TypeError) and key not in known:
+        if options and isinstance(error, TypeError):
+            known = set(inspect.signature(type(_on_meta(name, {})).__init__).parameters)
+            for key in sorted(options.keys() - known):
                 raise UserError(f'timm model {name!r} has no setting {key!r}'
-                                f'{closest(key, set(known) - {"self"})}') from error
+                                f'{closest(key, known - {"self"})}') from error
         raise UserError(f'timm cannot build {name!r} with {options}: {_reason(error)}') from error
 
 
@@ -262,13 +262,13 @@ class TimmBackbone(Backbone):
                  init_cfg: dict | None = None, **overrides):
         if drop_path_rate is not None:
             overrides['drop_path_rate'] = drop_path_rate
-        self.name = name
         model = _look_up(name, overrides)
         ends, columnar = _stage_taps(model), _columnar(model)
         strides = _STRIDES if columnar else _strides(model)
         if out_indices is None:
             out_indices = range(len(strides)) if columnar else ends
         super().__init__(out_indices, frozen_stages, norm_eval, with_cp, init_cfg)
+        self.name = name
         if not 0 <= self.out_indices[0] <= self.out_indices[-1] < len(strides):
             raise UserError(f'timm model {name!r} has maps 0 to {len(strides) - 1}, at strides '
                             f'{"/".join(map(str, strides))}; out_indices ask for '
@@ -298,6 +298,8 @@ class TimmBackbone(Backbone):
         return Pyramid(self.out_channels[0], stride, self.out_indices)
 
     def _checkpoint(self) -> None:
+        """timm's own checkpointing, which counts a batch twice in the running statistics of
+        BatchNorms; gradients are equal."""
         try:
             self.body.set_grad_checkpointing(True)
         except (AssertionError, AttributeError) as error:
@@ -380,7 +382,11 @@ class TimmBackbone(Backbone):
             return state
         module = sys.modules[timm.models.model_entrypoint(net.name).__module__]
         if hasattr(module, 'checkpoint_filter_fn'):
-            state = module.checkpoint_filter_fn(state, _on_meta(net.name, net.options))
+            try:
+                state = module.checkpoint_filter_fn(state, _on_meta(net.name, net.options))
+            except Exception as error:  # whatever a filter stumbles over in foreign weights
+                raise UserError(f'these weights are not those of timm model {net.name!r} '
+                                f'({_reason(error)}); choose others') from error
         return {f'body.{name}': tensor for name, tensor in state.items()}
 
     @classmethod

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -75,7 +76,18 @@ def guard(main: Callable[[], int | None]) -> int:
         from backbones.errors import UserError
         if not isinstance(error, UserError):
             raise
-        # A data-loading worker wraps the error in its traceback; the line comes last.
-        line = str(error).strip().splitlines()[-1].rpartition('UserError: ')[-1]
-        print(f'error: {line}', file=sys.stderr)
+        print(f'error: {reason(error)}', file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f'error: a file could not be written ({error.strerror}); make room and repeat the '
+              'command (a training run goes on with --resume)', file=sys.stderr)
+        return 2
+
+
+def reason(error: BaseException) -> str:
+    """The line of an error that says what is wrong: the last, since a data-loading worker
+    puts its traceback before it."""
+    lines = str(error).strip().splitlines() or ['']
+    return lines[-1].rpartition('UserError: ')[-1]

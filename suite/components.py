@@ -19,4 +19,4 @@ mmseg.utils.register_all_modules(init_default_scope=False)
 
 import backbones  # noqa: E402, F401
 
-from . import data, draw, hooks, optim, progress, tta  # noqa: E402, F401
+from . import data, draw, hooks, metrics, optim, progress, tta  # noqa: E402, F401

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -56,15 +58,19 @@ def load(name: str, *, backbone: str | None = None, options: dict | None = None,
     from . import components  # noqa: F401  registers what a config may name
     path = find(name)
     try:
-        cfg = Config.fromfile(path, lazy_import=False, import_custom_modules=False)
-    except (SyntaxError, KeyError, TypeError, NameError, FileNotFoundError) as error:
-        raise UserError(f'config {path} cannot be read: {error}') from error
+        cfg = Config.fromfile(path, lazy_import=False)
+    except Exception as error:  # a config is code, and can raise whatever code can
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'config {path} cannot be read ({type(error).__name__}: '
+                        f'{reason})') from error
+    if missing := [name for name in ('model', *DATALOADERS) if name not in cfg]:
+        raise UserError(f'config {path} is no complete protocol: it lacks {", ".join(missing)}')
     if backbone is not None:
         cfg.model.backbone = ConfigDict(describe(backbone))
     if 'backbone' not in cfg.model:
         raise UserError(f'{path} leaves the backbone open: name one with --backbone'
                         f'{closest("", available())}; or timm/NAME')
-    if mini:
+    if mini and not cfg.get('mini'):
         shrink(cfg)
     for key in [key for key in cfg if key.startswith('mini_')]:
         cfg.pop(key)
@@ -80,35 +86,68 @@ def load(name: str, *, backbone: str | None = None, options: dict | None = None,
 
 def set_option(cfg: Config, key: str, value) -> None:
     """Set a dotted key. A list on the way is entered by index, or, where the next part is
-    a name, in all of its members (the three heads of a cascade).
+    a name, in all of its members that have it (the three heads of a cascade).
+
+    The last part may be new, but not one slip away from a name that is there, and on the
+    top level not the name of something deeper.
 
     Raises:
-        UserError: what holds the last part does not exist.
+        UserError: any of this does not hold.
     """
     *way, last = key.split('.')
     owners = [cfg]
-    for depth, part in enumerate(way):
-        owners = [child for owner in owners for child in _enter(owner, part)]
+    for part in way:
+        there, places = _find(owners, part)
+        owners = [holder[name] for holder, name in there]
         if not owners:
-            held = cfg.get(way[0], {}) if depth else cfg
-            names = held if isinstance(held, dict) else ()
-            raise UserError(f'option {key!r}: the config has no '
-                            f'{".".join(way[:depth + 1])!r}{closest(part, names)}')
-    for owner in owners:
-        members = owner if isinstance(owner, list) and not last.isdigit() else [owner]
-        for member in members:
-            member[int(last) if isinstance(member, list) else last] = value
+            raise _unknown(key, part, places)
+    there, places = _find(owners, last)
+    if not there:
+        if not way and (deeper := [name for name in _dotted(cfg) if name.endswith(f'.{last}')]):
+            raise UserError(f'option {key!r}: did you mean {" or ".join(deeper)}?')
+        if not places or any(_slip(last, name) for holder, _ in places for name in holder):
+            raise _unknown(key, last, places)
+    for holder, name in there or places:
+        holder[name] = value
 
 
-def _enter(owner, part: str) -> Iterator:
-    if isinstance(owner, list):
-        if part.isdigit():
-            yield from owner[int(part):int(part) + 1]
-        else:
-            for member in owner:
-                yield from _enter(member, part)
-    elif isinstance(owner, dict | Config) and isinstance(owner.get(part), dict | list):
-        yield owner[part]
+def _find(owners: list, part: str) -> tuple[list, list]:
+    """Places (holder, key) where a part of a key stands, and where it might."""
+    places = [place for owner in owners for place in _places(owner, part)]
+    return [(holder, key) for holder, key in places
+            if isinstance(key, int) or key in holder], places
+
+
+def _places(owner, part: str) -> Iterator[tuple]:
+    if isinstance(owner, dict | Config):
+        yield owner, part
+    elif isinstance(owner, list) and part.isdigit():
+        if int(part) < len(owner):
+            yield owner, int(part)
+    elif isinstance(owner, list):
+        for member in owner:
+            yield from _places(member, part)
+
+
+def _dotted(node: dict) -> Iterator[str]:
+    for key, value in node.items():
+        yield key
+        if isinstance(value, dict):
+            yield from (f'{key}.{name}' for name in _dotted(value))
+
+
+def _slip(word: str, known: str) -> bool:
+    """Whether two names differ by one letter, or by two that changed places."""
+    start = len(os.path.commonprefix([word, known]))
+    ours, theirs = word[start:], known[start:]
+    return (ours[1:] == theirs[1:] or ours[1:] == theirs or ours == theirs[1:]
+            or (ours[1::-1] == theirs[:2] and ours[2:] == theirs[2:]))
+
+
+def _unknown(key: str, part: str, places: list) -> UserError:
+    names = {name for holder, _ in places if isinstance(holder, dict | Config) for name in holder}
+    hint = closest(part, names) if names else ''
+    return UserError(f'option {key!r}: there is no {part!r}{hint}')
 
 
 def shrink(cfg: Config) -> None:
@@ -181,12 +220,20 @@ def place_data(cfg: Config, root: str) -> None:
 def build_backbone(cfg: dict) -> nn.Module:
     """Build a backbone from its config without allocating its weights."""
     settings = dict(cfg)
-    name = settings.pop('type')
+    name = str(settings.pop('type', None))
     cls = MODELS.get(f'mmengine.{name}' if '.' not in name else name)
     if cls is None:
         raise UserError(f'unknown backbone type {name!r}{closest(name, systems())}')
-    with torch.device('meta'):
-        return cls(**settings)
+    try:
+        with torch.device('meta'):
+            net = cls(**settings)
+    except TypeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f'backbone {name} does not take {settings}: {reason}') from error
+    if not hasattr(net, 'out_channels') or not hasattr(net, 'out_strides'):
+        raise UserError(f'backbone {name} lacks out_channels and out_strides, from which neck and '
+                        'heads follow; see backbones.base.Backbone')
+    return net
 
 
 def backbone_name(cfg: dict) -> str:
@@ -233,14 +280,22 @@ def _members(part: dict | list) -> list[dict]:
     return part if isinstance(part, list) else [part]
 
 
+def _need_equal(part: dict, channels: list[int]) -> None:
+    if list(part.in_channels) != channels:
+        raise UserError(f'the config sets in_channels {list(part.in_channels)}, its backbone gives '
+                        f'{channels}; start from a protocol, which leaves them open, rather than '
+                        'from the config of an earlier run')
+
+
 def _wire_detector(model: dict, channels: list[int], strides: list[int], classes: int) -> None:
     neck, width = model.neck, model.neck.out_channels
     _fill(neck, in_channels=channels)
+    _need_equal(neck, channels)
     # FPN appends levels by halving; a backbone may bring some of its own.
+    neck.num_outs = max(neck.num_outs, len(channels))
     levels = strides[:neck.num_outs]
     while len(levels) < neck.num_outs:
         levels.append(2 * levels[-1])
-    neck.num_outs = max(neck.num_outs, len(channels))
     _fill(model.rpn_head, in_channels=width, feat_channels=width)
     _fill(model.rpn_head.anchor_generator, strides=levels)
     roi = model.roi_head
@@ -257,6 +312,8 @@ def _wire_detector(model: dict, channels: list[int], strides: list[int], classes
 def _wire_segmentor(model: dict, channels: list[int], strides: list[int], classes: int) -> None:
     _fill(model.decode_head, in_channels=channels, in_index=list(range(len(channels))),
           num_classes=classes)
+    if isinstance(taken := model.decode_head.in_index, list):
+        _need_equal(model.decode_head, [channels[i] for i in taken])
     if model.get('auxiliary_head'):
         at = strides.index(16) if 16 in strides else len(strides) - 1
         _fill(model.auxiliary_head, in_channels=channels[at], in_index=at, num_classes=classes)
@@ -268,12 +325,12 @@ def fingerprint(cfg: Config) -> str:
     content = cfg.to_dict()
     for key in ('work_dir', 'launcher', 'resume', 'load_from', 'data_root', 'visualizer'):
         content.pop(key, None)
-    text = json.dumps(content, sort_keys=True, default=str)
+    text = json.dumps(content, sort_keys=True, default=str, ensure_ascii=False)
     if root := cfg.get('data_root'):
         text = text.replace(f'{root}/', 'data/')
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def scope(cfg: Config) -> DefaultScope:
-    """The registry scope in which a config's bare names are looked up."""
-    return DefaultScope.get_instance(cfg.default_scope, scope_name=cfg.default_scope)
+def scope(cfg: Config) -> AbstractContextManager:
+    """A context in which a config's bare names are looked up in its registry scope."""
+    return DefaultScope.overwrite_default_scope(cfg.default_scope)

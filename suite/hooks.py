@@ -7,13 +7,14 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.dist import get_rank, master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import FUNCTIONS, HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -23,15 +24,49 @@ from backbones.errors import UserError
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model inside a distributed wrapper, if there is one."""
-    return model.module if is_model_wrapper(model) else model
+    """The network itself, without wrappers for many processes or many views."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def by_epoch(runner: Runner) -> bool:
+    """Whether a run counts epochs, or iterations only."""
+    return runner.train_loop.__class__.__name__.startswith('Epoch')
 
 
 def position(runner: Runner) -> str:
     """Where a run stands, in words."""
-    if runner.train_loop.__class__.__name__.startswith('Epoch'):
+    if by_epoch(runner):
         return f'epoch {runner.epoch + 1}, iteration {runner.iter + 1}'
     return f'iteration {runner.iter + 1}'
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary path for the new content of ``path``, which it replaces when whole."""
+    temporary = path.with_suffix('.part')
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _saving(path: Path) -> Iterator[Path]:
+    try:
+        yield path
+    except OSError as error:
+        why = 'the disk is full' if error.errno == errno.ENOSPC else error.strerror
+        raise UserError(f'could not save {path} ({why}); earlier checkpoints are intact; '
+                        'make room and continue with --resume') from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is never seen half written, nor lost on a full disk."""
+    with _replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 @HOOKS.register_module()
@@ -55,7 +90,7 @@ class Checkpoint(Hook):
         self.best = best
 
     def after_train_epoch(self, runner: Runner) -> None:
-        if self._by_epoch(runner):
+        if by_epoch(runner):
             last = self.is_last_train_epoch(runner)
             if last or self.every_n_epochs(runner, self.interval):
                 self._save(runner, f'epoch_{runner.epoch + 1}.pth',
@@ -63,7 +98,7 @@ class Checkpoint(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None,
                          outputs=None) -> None:
-        if not self._by_epoch(runner):
+        if not by_epoch(runner):
             last = self.is_last_train_iter(runner)
             if last or self.every_n_train_iters(runner, self.interval):
                 self._save(runner, f'iter_{runner.iter + 1}.pth',
@@ -78,12 +113,9 @@ class Checkpoint(Hook):
         if note.exists() and json.loads(note.read_text())['value'] >= value:
             return
         meta = dict(epoch=runner.epoch, iter=runner.iter)
-        self._write(runner, 'best.pth', meta, save_optimizer=False, save_param_scheduler=False)
-        note.write_text(json.dumps(dict(metric=self.best, value=float(value), **meta)) + '\n')
-
-    @staticmethod
-    def _by_epoch(runner: Runner) -> bool:
-        return runner.train_loop.__class__.__name__.startswith('Epoch')
+        with _saving(Path(runner.work_dir, 'best.pth')) as path:
+            self._write(runner, path, meta, save_optimizer=False, save_param_scheduler=False)
+            write_text(note, json.dumps(dict(metric=self.best, value=float(value), **meta)) + '\n')
 
     @master_only
     def _save(self, runner: Runner, name: str, meta: dict) -> None:
@@ -92,8 +124,9 @@ class Checkpoint(Hook):
                 raise UserError(f'{parameter} is no longer finite at {position(runner)}; '
                                 'nothing was saved over the last good checkpoint; lower the '
                                 'learning rate or train without --amp')
-        self._write(runner, name, meta)
-        Path(runner.work_dir, 'last_checkpoint').write_text(str(Path(runner.work_dir, name)))
+        with _saving(Path(runner.work_dir, name)) as path:
+            self._write(runner, path, meta)
+            write_text(path.with_name('last_checkpoint'), str(path))
         kind = name.partition('_')[0]
         kept = sorted(Path(runner.work_dir).glob(f'{kind}_*.pth'),
                       key=lambda path: path.stat().st_mtime)
@@ -101,17 +134,9 @@ class Checkpoint(Hook):
             outdated.unlink()
 
     @staticmethod
-    def _write(runner: Runner, name: str, meta: dict, **what: bool) -> None:
-        final = Path(runner.work_dir, name)
-        temporary = final.with_suffix('.part')
-        try:
+    def _write(runner: Runner, path: Path, meta: dict, **what: bool) -> None:
+        with _replacing(path) as temporary:
             runner.save_checkpoint(runner.work_dir, temporary.name, meta=meta, **what)
-            os.replace(temporary, final)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            why = 'the disk is full' if error.errno == errno.ENOSPC else error.strerror
-            raise UserError(f'could not save {final} ({why}); earlier checkpoints are intact; '
-                            'make room and continue with --resume') from error
 
 
 @HOOKS.register_module()
@@ -126,6 +151,21 @@ class CheckpointReport(Hook):
         runner.logger.info(load_report(bare(runner.model), state, str(source)))
 
 
+class CatchUp(Hook):
+    """Evaluates a resumed checkpoint first, where one was due: the kill may have come
+    between the two."""
+
+    priority = 'VERY_LOW'
+
+    def before_train(self, runner: Runner) -> None:
+        loop = runner.train_loop
+        done, end = ((loop.epoch, loop.max_epochs) if by_epoch(runner)
+                     else (loop.iter, loop.max_iters))
+        if runner.val_loop and done >= loop.val_begin and (
+                done % loop.val_interval == 0 or done == end):
+            runner.val_loop.run()
+
+
 @HOOKS.register_module()
 class Reseed(Hook):
     """Starts the random numbers of every epoch (iteration-based training: of every
@@ -135,17 +175,29 @@ class Reseed(Hook):
     priority = 'VERY_HIGH'
 
     def before_train_epoch(self, runner: Runner) -> None:
-        self._seed(runner)
+        self._seed(runner, runner.iter)
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
-        interval = runner.cfg.get('default_hooks', {}).get('checkpoint', {}).get('interval')
-        by_iteration = not Checkpoint._by_epoch(runner)
-        if by_iteration and interval and runner.iter % interval == 0:
-            self._seed(runner)
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None,
+                         outputs=None) -> None:
+        if self._starts(runner, runner.iter + 1):
+            loop = runner.train_loop
+            if hasattr(loop.dataloader.sampler, 'skip'):
+                # Batches that workers loaded ahead drew from the old numbers.
+                loop.dataloader_iterator.skip_iter(runner.iter + 1)
+            self._seed(runner, runner.iter + 1)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        if self._starts(runner, runner.iter):
+            self._seed(runner, runner.iter)
 
     @staticmethod
-    def _seed(runner: Runner) -> None:
-        seed = np.random.SeedSequence([runner.seed, runner.iter, get_rank()]).generate_state(1)[0]
+    def _starts(runner: Runner, iteration: int) -> bool:
+        interval = runner.cfg.get('default_hooks', {}).get('checkpoint', {}).get('interval')
+        return bool(interval) and not by_epoch(runner) and iteration % interval == 0
+
+    @staticmethod
+    def _seed(runner: Runner, iteration: int) -> None:
+        seed = np.random.SeedSequence([runner.seed, iteration, get_rank()]).generate_state(1)[0]
         random.seed(int(seed))
         np.random.seed(seed)
         torch.manual_seed(int(seed))

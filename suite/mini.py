@@ -1,7 +1,8 @@
 """Small synthetic data sets with exact masks, in the layouts of COCO 2017 and ADE20K.
 
-Coloured circles, squares and triangles; the class is the shape, never the colour. One
-folder per kind, each with a marker ``mini.json`` that says which generator made it::
+Circles, squares and triangles; the class is the shape, and each has colours that it
+favours, so that minutes are enough to learn from scratch. One folder per kind, each with
+a marker ``mini.json`` that says which generator made it::
 
     ROOT/coco/annotations/instances_{train,val}2017.json
     ROOT/coco/{train,val}2017/000000000001.jpg
@@ -27,7 +28,7 @@ import numpy as np
 
 from backbones.errors import UserError, closest
 
-VERSION = 1  # of the pictures; raise it with every change to what is drawn
+VERSION = 2  # of the pictures; raise it with every change to what is drawn
 MARKER = 'mini.json'
 HEIGHT, WIDTH = 160, 200
 
@@ -37,6 +38,7 @@ MINI_ADE_CLASSES = ('sky', 'grass', *MINI_COCO_CLASSES)
 MINI_ADE_PALETTE = ((150, 205, 240), (95, 165, 80), *MINI_COCO_PALETTE)
 
 COCO_IDS = (1, 2, 4)  # with a gap, as COCO's
+_HUES = 38  # on either side of a class's own, of OpenCV's 180: neighbours overlap
 _LEAST_VISIBLE = 0.6  # share of a shape that later ones leave uncovered
 
 
@@ -70,7 +72,7 @@ def _draw(category: int, x: float, y: float, radius: float, tilt: float) -> np.n
 
 def _single(rng: np.random.Generator) -> Shape:
     category = int(rng.integers(3))
-    radius = math.exp(rng.uniform(math.log(11), math.log(38)))
+    radius = math.exp(rng.uniform(math.log(15), math.log(42)))
     x, y = (rng.uniform(0.6 * radius, side - 0.6 * radius) for side in (WIDTH, HEIGHT))
     cover = _draw(category, x, y, radius, rng.uniform(-0.4, 0.4))
     return _shape(category, False, cover)
@@ -117,8 +119,8 @@ def _arrange(rng: np.random.Generator, crowd: bool) -> list[Shape]:
 
 def _colour(rng: np.random.Generator, saturation: tuple[int, int],
             value: tuple[int, int], hue: tuple[int, int] = (0, 180)) -> np.ndarray:
-    """Random BGR colour, float32; the ranges are OpenCV's: hue to 180, others to 255."""
-    hsv = np.array([[[rng.integers(*hue), rng.integers(*saturation), rng.integers(*value)]]],
+    """Random BGR colour, float32; the ranges are OpenCV's: hue modulo 180, others to 255."""
+    hsv = np.array([[[rng.integers(*hue) % 180, rng.integers(*saturation), rng.integers(*value)]]],
                    np.uint8)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
 
@@ -131,10 +133,12 @@ def _ramp(rng: np.random.Generator) -> np.ndarray:
 
 
 def _paint(rng: np.random.Generator, ground: np.ndarray, shapes: Sequence[Shape]) -> np.ndarray:
-    """The shapes in random colours on the ground, with grain: H x W x 3 uint8, BGR."""
+    """The shapes in their colours on the ground, with grain: H x W x 3 uint8, BGR."""
     image = ground
     for shape in shapes:
-        colour = _colour(rng, (110, 256), (90, 256)) * (1 + 0.15 * _ramp(rng))
+        hue = 60 * shape.category
+        colour = _colour(rng, (110, 256), (90, 256), (hue - _HUES, hue + _HUES))
+        colour = colour * (1 + 0.15 * _ramp(rng))
         alpha = shape.cover[..., None].astype(np.float32) / 255
         image = image + alpha * (colour - image)
     grain = rng.normal(0, 7, image.shape)

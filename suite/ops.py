@@ -16,6 +16,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -33,9 +34,11 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         scores: N.
         offset: 1 where x2 - x1 + 1 is the width of a box (inclusive pixels), else 0.
     """
-    # An inclusive box covers the same pixels as one whose far edge is 1 further.
-    far = boxes.new_tensor([0, 0, offset, offset])
-    return torchvision.ops.nms((boxes + far).float(), scores.float(), iou_threshold)
+    # An inclusive box covers the same pixels as one whose far edge is 1 further. Widened
+    # first: above 2048, float16 cannot add 1.
+    boxes = _widen(boxes)
+    boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
+    return torchvision.ops.nms(boxes, scores.to(boxes.dtype), iou_threshold)
 
 
 def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor,
@@ -51,6 +54,7 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
         argmax_x, argmax_y: of max pooling, unused.
     """
     _need_average(pool_mode)
+    input = _widen(input)
     output.copy_(torchvision.ops.roi_align(
         input, rois.to(input.dtype), (aligned_height, aligned_width), spatial_scale,
         sampling_ratio, aligned))
@@ -62,9 +66,15 @@ def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argm
                        aligned: bool) -> None:
     """Gradient of ``roi_align_forward`` into ``grad_input`` (B x C x H x W)."""
     _need_average(pool_mode)
+    grad_output = _widen(grad_output)
     grad_input.copy_(torch.ops.torchvision._roi_align_backward(
         grad_output, rois.to(grad_output.dtype), spatial_scale, aligned_height, aligned_width,
         *grad_input.shape, sampling_ratio, aligned))
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    """torchvision has no kernels for bfloat16, and adds up float16 gradients in float16."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _need_average(pool_mode: int) -> None:
@@ -76,8 +86,8 @@ def _missing(op: str) -> Callable:
     def raise_missing(*args, **kwargs):
         raise NotImplementedError(
             f'mmcv op {op!r} needs compiled mmcv ops, which are not installed here; cure: '
-            'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir --force-reinstall '
-            '--no-deps onedl-mmcv (12-20 minutes)')
+            'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps '
+            '--no-binary onedl-mmcv onedl-mmcv (12-20 minutes, with a C++ compiler)')
     return raise_missing
 
 
@@ -114,6 +124,10 @@ def install() -> None:
 if __name__ == '__main__':
     if len(sys.argv) < 2:
         sys.exit('usage: python -m suite.ops SCRIPT ARGS...')
+    if not Path(sys.argv[1]).is_file():
+        sys.exit(f'error: no such script: {sys.argv[1]}')
     install()
     sys.argv = sys.argv[1:]
+    # As `python SCRIPT` has it; the current folder stays, for what a config imports.
+    sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
     runpy.run_path(sys.argv[0], run_name='__main__')

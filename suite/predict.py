@@ -45,7 +45,13 @@ def build(cfg: Config, checkpoint: str) -> nn.Module:
         raise UserError(f'{checkpoint} holds no trained detector or segmentor; name a checkpoint '
                         'of a training run')
     model = MODELS.build(cfg.model)
-    print(load_report(model, weights, checkpoint))
+    report = load_report(model, weights, checkpoint)
+    lacking = [name for name, value in model.state_dict().items()
+               if name not in weights or weights[name].shape != value.shape]
+    if lacking:
+        raise UserError(f'{checkpoint} is of another model or other classes: '
+                        f'{", ".join(lacking[:3])} of this config would be left untrained')
+    print(report)
     return model.to('cuda' if torch.cuda.is_available() else 'cpu').eval()
 
 
@@ -80,7 +86,7 @@ def predict(cfg: Config, checkpoint: str, source: str, out: str, score: float = 
         visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None})
     visualizer.dataset_meta = meta
     entries, unread = [], []
-    for number, path in enumerate(tqdm(found, desc='predicting', unit='picture')):
+    for number, path in enumerate(tqdm(found, desc='predicting', unit='picture', disable=None)):
         try:
             data = pipeline(dict(img_path=str(path), img_id=number))
         except UserError as error:
@@ -88,8 +94,9 @@ def predict(cfg: Config, checkpoint: str, source: str, out: str, score: float = 
             continue
         with torch.no_grad():
             sample = model.test_step(pseudo_collate([data]))[0].cpu()
-        draw(visualizer, mmcv.imread(str(path), channel_order='rgb'), sample,
-             folder / path.name, truth=False, score=score)
+        drawn = folder / (path.name if path.suffix.lower() in SUFFIXES else f'{path.name}.png')
+        draw(visualizer, mmcv.imread(str(path), channel_order='rgb'), sample, drawn,
+             truth=False, score=score)
         height, width = sample.ori_shape
         entries.append(dict(file=path.name, width=width, height=height,
                             **_found(sample, meta['classes'], score, folder / path.name)))

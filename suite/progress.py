@@ -54,8 +54,8 @@ class Progress(Hook):
         pace = (time.monotonic() - self.started) / (done - self.first)
         where = f'iter {done}/{total}'
         if self.by_epoch:
-            per_epoch = len(runner.train_dataloader)
-            where = f'epoch {runner.epoch + 1}/{runner.max_epochs}  iter {batch_idx + 1}/{per_epoch}'
+            batches = len(runner.train_dataloader)
+            where = f'epoch {runner.epoch + 1}/{runner.max_epochs}  iter {batch_idx + 1}/{batches}'
         if self.bar is not None:
             self.bar.set_description(where, refresh=False)
             self.bar.set_postfix_str(f'loss {loss:.3f}  lr {lr:.1e}', refresh=False)

@@ -5,16 +5,18 @@ import json
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from .config import ROOT
+from .hooks import write_text
 
 _PACKAGES = ('torch', 'torchvision', 'timm', 'numpy', 'onedl-mmengine', 'onedl-mmcv',
              'onedl-mmdetection', 'onedl-mmsegmentation', 'pycocotools', 'faster-coco-eval')
@@ -61,21 +63,31 @@ def peak_memory() -> dict:
 class Record:
     """Written when a run starts (status 'running'), with every evaluation, and at its end
     ('completed', 'failed', 'interrupted'): a run that was killed still tells how far it
-    came.
+    came. A resumed run goes on with the evaluations and the wall time of the record it
+    finds.
 
     Args:
         work_dir: folder of ``record.json``.
         task: 'train' or 'test'.
+        resumed: whether the run goes on from a checkpoint.
         facts: what is known at the start: config_hash, backbone, protocol, ...
     """
 
-    def __init__(self, work_dir: str | Path, task: str, **facts):
+    def __init__(self, work_dir: str | Path, task: str, resumed: bool = False, **facts):
         self.path = Path(work_dir) / 'record.json'
-        self._started = time.monotonic()
+        earlier = json.loads(self.path.read_text()) if resumed and self.path.exists() else {}
+        self._started = time.monotonic() - earlier.get('wall_seconds', 0.)
         self.content = dict(
-            task=task, status='running', command=' '.join([sys.executable, *sys.argv]),
-            started=datetime.now(UTC).isoformat(timespec='seconds'), **facts,
-            commit=commit(), device=device(), versions=versions(), metrics={}, history=[])
+            task=task, status='running', command=shlex.join([sys.executable, *sys.argv]),
+            started=datetime.now(timezone.utc).isoformat(timespec='seconds'), resumed=resumed, **facts,
+            commit=commit(), device=device(), versions=versions(),
+            metrics=earlier.get('metrics', {}), history=earlier.get('history', []))
+        self._write()
+
+    def rewind(self, iteration: int) -> None:
+        """Forget the evaluations that the run will repeat, from this iteration on."""
+        self.content['history'] = [entry for entry in self.content['history']
+                                   if entry['iteration'] < iteration]
         self._write()
 
     def measured(self, metrics: dict, **where) -> None:
@@ -94,6 +106,4 @@ class Record:
     def _write(self) -> None:
         self.content.update(wall_seconds=round(time.monotonic() - self._started, 1),
                             peak_memory=peak_memory())
-        temporary = self.path.with_suffix('.part')
-        temporary.write_text(json.dumps(self.content, indent=1) + '\n')
-        os.replace(temporary, self.path)
+        write_text(self.path, json.dumps(self.content, indent=1) + '\n')

@@ -6,23 +6,26 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 import torch.distributed
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import is_main_process
+from mmengine.dist import init_dist, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from backbones.checkpoint import read_checkpoint
 from backbones.errors import UserError
 
+from .cli import reason
 from .config import ROOT, backbone_name, fingerprint
-from .hooks import bare, position
+from .hooks import CatchUp, bare, position
 from .progress import clock, summary
 from .record import Record
 
@@ -34,10 +37,19 @@ class BenchRunner(Runner):
 
     def build_logger(self, *args, **kwargs) -> logging.Logger:
         logger = super().build_logger(*args, **kwargs)
+        # A log on a full disk must not bury the line that says so under tracebacks.
+        logging.raiseExceptions = False
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.ERROR)
         return logger
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        super().scale_lr(optim_wrapper, auto_scale_lr)
+        if (auto_scale_lr or {}).get('enable'):
+            # mmengine's own rule leaves accumulated steps out.
+            for group in optim_wrapper.optimizer.param_groups:
+                group['lr'] *= _accumulated(self.cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         if self.distributed and not torch.cuda.is_available():
@@ -50,6 +62,9 @@ class Note(Hook):
 
     def __init__(self, record: Record):
         self.record = record
+
+    def before_train(self, runner: Runner) -> None:
+        self.record.rewind(runner.iter)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         self.record.measured(metrics or {}, epoch=runner.epoch, iteration=runner.iter)
@@ -92,25 +107,27 @@ def connect(cfg: Config, launcher: str) -> None:
     cfg.launcher = launcher
     if launcher == 'pytorch' and not torch.cuda.is_available():
         torch.distributed.init_process_group('gloo')
+    elif launcher != 'none':
+        init_dist(launcher, **cfg.env_cfg.dist_cfg)
 
 
 def effective_batch(cfg: Config) -> int:
     """Images per optimizer step, over all processes and accumulated steps."""
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
-    return cfg.train_dataloader.batch_size * world * accumulated
+    return cfg.train_dataloader.batch_size * world * _accumulated(cfg)
 
 
-def scale_rate(cfg: Config) -> str:
-    """Let mmengine scale the learning rate with the effective batch; says what it does."""
+def _accumulated(cfg: Config) -> int:
+    return cfg.optim_wrapper.get('accumulative_counts', 1)
+
+
+def scaling(cfg: Config) -> str:
+    """Says how the learning rate follows the effective batch."""
     batch, lr = effective_batch(cfg), cfg.optim_wrapper.optimizer.lr
-    scaling = cfg.get('auto_scale_lr', {})
-    if not scaling.get('enable'):
+    rule = cfg.get('auto_scale_lr', {})
+    if not rule.get('enable'):
         return f'effective batch {batch}, learning rate {lr:.2e} (not scaled)'
-    base = scaling.base_batch_size
-    # mmengine's own rule leaves accumulated steps out.
-    accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
-    scaling.base_batch_size = base / accumulated
+    base = rule.base_batch_size
     return (f'effective batch {batch}, learning rate {lr * batch / base:.2e}'
             + (f' ({lr:.2e} for {base}, scaled)' if batch != base else ''))
 
@@ -172,20 +189,23 @@ def train(cfg: Config, work_dir: str | None = None, resume: str | None = None,
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume
         _check_resume(cfg)
+    elif cfg.get('load_from'):
+        read_checkpoint(cfg.load_from)
     precision = use_amp(cfg) if amp else 'float32'
     if tensorboard:
         cfg.visualizer.vis_backends.append(ConfigDict(type='TensorboardVisBackend'))
-    rate = scale_rate(cfg)
     runner = BenchRunner.from_cfg(cfg)
     parameters = sum(p.numel() for p in bare(runner.model).parameters())
+    if resume:
+        runner.register_hook(CatchUp())
     known = facts(cfg)
     if is_main_process():
         print(f'{known["protocol"]} with {known["backbone"]}, {parameters / 1e6:.1f} M parameters'
-              f'{", mini" * cfg.mini}\n{rate}, {precision}, seed {known["seed"]}, '
+              f'{", mini" * cfg.mini}\n{scaling(cfg)}, {precision}, seed {known["seed"]}, '
               f'{runner.world_size} process{"es" * (runner.world_size > 1)}\n'
               f'results go to {cfg.work_dir}', flush=True)
-    return _run(runner, runner.train, 'train', parameters=parameters, precision=precision,
-                effective_batch=effective_batch(cfg), **known)
+    return _run(runner, runner.train, 'train', resumed=bool(resume), parameters=parameters,
+                precision=precision, effective_batch=effective_batch(cfg), **known)
 
 
 def test(cfg: Config, checkpoint: str, work_dir: str | None = None, tta: bool = False,
@@ -222,7 +242,10 @@ def _check_resume(cfg: Config) -> None:
     if cfg.load_from is None and not last.exists():
         raise UserError(f'nothing to resume in {cfg.work_dir}: no checkpoint was saved there yet; '
                         'leave --resume out to start')
-    read_checkpoint(cfg.load_from or last.read_text().strip())
+    path = cfg.load_from or last.read_text().strip()
+    if missing := {'meta', 'optimizer', 'message_hub'} - set(read_checkpoint(path)):
+        raise UserError(f'{path} cannot be resumed, it lacks {", ".join(sorted(missing))}; to '
+                        f'start from its weights: --cfg-options load_from={path}')
 
 
 def _run(runner: Runner, action, task: str, **known) -> dict:
@@ -235,10 +258,10 @@ def _run(runner: Runner, action, task: str, **known) -> dict:
     try:
         action()
     except KeyboardInterrupt:
-        record.close('interrupted')
+        _close(record, 'interrupted')
         raise KeyboardInterrupt(_where_to_go_on(runner, task)) from None
     except BaseException as error:
-        record.close('failed', error=f'{type(error).__name__}: {error}'.splitlines()[0])
+        _close(record, 'failed', error=f'{type(error).__name__}: {reason(error)}')
         raise
     record.close('completed')
     metrics = record.content['metrics']
@@ -247,9 +270,17 @@ def _run(runner: Runner, action, task: str, **known) -> dict:
     return metrics
 
 
+def _close(record: Record, status: str, **facts) -> None:
+    # On a full disk this must not take the place of what is said about it.
+    with suppress(OSError):
+        record.close(status, **facts)
+
+
 def _where_to_go_on(runner: Runner, task: str) -> str:
     if task == 'test':
         return 'nothing was measured to the end'
+    if not isinstance(runner._train_loop, BaseLoop):
+        return 'before training started'
     last = Path(runner.work_dir, 'last_checkpoint')
     if not last.exists():
         return f'at {position(runner)}; no checkpoint was saved yet'

@@ -13,6 +13,8 @@ from mmdet.structures.bbox import bbox2roi, bbox_flip
 from mmengine.registry import MODELS
 from torch import Tensor
 
+_MIRRORED = dict(horizontal=(-1,), vertical=(-2,), diagonal=(-2, -1))
+
 
 @MODELS.register_module()
 class InstanceTTA(DetTTAModel):
@@ -49,6 +51,9 @@ class InstanceTTA(DetTTAModel):
 
     def _predict_masks(self, views: list, image: int, merged: DetDataSample) -> None:
         roi_head, found = self.module.roi_head, merged.pred_instances
+        if not len(found):
+            found.masks = found.bboxes.new_zeros((0, *merged.ori_shape), dtype=torch.bool)
+            return
         probabilities = [self._view_masks(features, samples[image], image, found.bboxes)
                          for features, samples in views]
         head = roi_head.mask_head
@@ -73,4 +78,4 @@ class InstanceTTA(DetTTAModel):
         else:
             logits = [roi_head._mask_forward(features, rois)['mask_preds']]
         masks = torch.stack([stage.sigmoid() for stage in logits]).mean(0)
-        return masks.flip(-1) if sample.flip else masks
+        return masks.flip(_MIRRORED[sample.flip_direction]) if sample.flip else masks

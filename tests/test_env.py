@@ -190,12 +190,21 @@ def test_environment_elsewhere(checkout, tmp_path):
     assert (place / '.stamp').exists() and not (checkout.root / '.venv').exists()
 
 
-def test_folder_of_something_else_is_refused(checkout, tmp_path):
+@pytest.mark.parametrize('content', ['lib', 'pyvenv.cfg'])
+def test_folder_of_something_else_is_refused(checkout, tmp_path, content):
     (tmp_path / 'thesis').mkdir()
-    (tmp_path / 'thesis/lib').touch()
+    (tmp_path / 'thesis' / content).touch()
     refused = checkout.run('true', DENSEBENCH_ENV=str(tmp_path / 'thesis'))
-    assert refused.returncode == 2 and 'folder of something else' in refused.stderr
-    assert (tmp_path / 'thesis/lib').exists()
+    assert refused.returncode == 2 and 'holds something else' in refused.stderr
+    assert os.listdir(tmp_path / 'thesis') == [content]
+
+
+def test_environment_of_somebody_elses_is_added_to(checkout, tmp_path):
+    place = tmp_path / 'env'
+    subprocess.run([checkout.python, '-I', '-m', 'venv', place],
+                   env={**os.environ, 'FAKE_LOG': str(checkout.log)}, check=True)
+    assert checkout.run('true', DENSEBENCH_ENV=str(place)).returncode == 0
+    assert checkout.asked().count('venv') == 1  # our own, above
 
 
 @pytest.mark.parametrize('environment, words', [

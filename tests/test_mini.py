@@ -94,7 +94,7 @@ def test_polygons_give_back_the_mask_they_were_traced_from():
     assert sorted(map(len, outlines))[0] == 8  # the single pixel: its four corners
 
 
-def test_the_class_is_the_shape_and_not_the_colour(root):
+def test_the_class_is_the_shape_and_no_single_colour(root):
     """A shape fills its box as geometry says, and colours differ within a class."""
     fills, colours = {}, {}
     for image in coco(root, 'train')['images']:

@@ -73,8 +73,8 @@ PYTHON
 install() {
     local log=$venv/pip.log status=0
     # Isolated: what PYTHONPATH offers is not installed.
-    PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/python" -I -m pip install --no-input --no-compile \
-        -c "$constraints" "$@" >"$log" 2>&1 || status=$?
+    PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/python" -I -m pip install \
+        --no-input --no-compile -c "$constraints" "$@" >"$log" 2>&1 || status=$?
     if ((status)); then
         tail -n 15 "$log" >&2
         say "error: pip failed, the whole of it is in $log; look after the network and the free" \
@@ -117,8 +117,10 @@ set_up() {
 }
 
 if ! ready; then
-    [[ ! -d $venv || -f $venv/pyvenv.cfg || -f $venv/.lock || -z $(ls -A "$venv") ]] \
-        || fail "$venv is a folder of something else; empty it, or set DENSEBENCH_ENV to another"
+    # Somebody else's environment may be added to, never rebuilt.
+    [[ ! -d $venv || -f $venv/.lock || -z $(ls -A "$venv") ]] || sound \
+        || fail "$venv holds something else than an environment with pip of the Python asked for;" \
+            'empty it, or set DENSEBENCH_ENV to another folder'
     mkdir -p "$venv"
     set_up 9>"$venv/.lock"
 fi

@@ -56,7 +56,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type='FasterCocoMetric',
+    type='CocoAP',
     ann_file='data/coco/annotations/instances_val2017.json',
     metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
