@@ -2,6 +2,8 @@
 
 The stand-in for mmcv's ops comes first: mmdet cannot be imported without ops.
 """
+import contextlib
+import io
 import warnings
 
 from . import ops
@@ -11,11 +13,13 @@ warnings.filterwarnings('ignore', category=UserWarning, module=r'(mm(engine|cv|d
 warnings.filterwarnings('ignore', category=FutureWarning, module=r'(mm(engine|cv|det|seg)|torch)\.')
 ops.install()
 
-import mmdet.utils  # noqa: E402
-import mmseg.utils  # noqa: E402
+# They print which optional packages they did without.
+with contextlib.redirect_stdout(io.StringIO()):
+    import mmdet.utils
+    import mmseg.utils
 
-mmdet.utils.register_all_modules(init_default_scope=False)
-mmseg.utils.register_all_modules(init_default_scope=False)
+    mmdet.utils.register_all_modules(init_default_scope=False)
+    mmseg.utils.register_all_modules(init_default_scope=False)
 
 import backbones  # noqa: E402, F401
 

@@ -325,9 +325,9 @@ def fingerprint(cfg: Config) -> str:
     content = cfg.to_dict()
     for key in ('work_dir', 'launcher', 'resume', 'load_from', 'data_root', 'visualizer'):
         content.pop(key, None)
-    text = json.dumps(content, sort_keys=True, default=str, ensure_ascii=False)
+    text = json.dumps(content, sort_keys=True, default=str)
     if root := cfg.get('data_root'):
-        text = text.replace(f'{root}/', 'data/')
+        text = text.replace(json.dumps(f'{root}/')[1:-1], 'data/')
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

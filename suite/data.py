@@ -18,6 +18,7 @@ from pathlib import Path
 import mmcv
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
@@ -109,7 +110,10 @@ class CocoInstances(CocoDataset):
                        f'images of {os.path.basename(self.ann_file)}')
         if self.skipped:
             skipped = ', '.join(_number(count, what) for what, count in self.skipped.items())
-            print_log(f'{os.path.basename(self.ann_file)}: skipped {skipped}', 'current')
+            line = f'{os.path.basename(self.ann_file)}: skipped {skipped}'
+            print_log(line, 'current')
+            if is_main_process():
+                print(line)
         return data_list
 
     def COCOAPI(self, path: str) -> COCO:

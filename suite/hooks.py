@@ -114,7 +114,8 @@ class Checkpoint(Hook):
             return
         meta = dict(epoch=runner.epoch, iter=runner.iter)
         with _saving(Path(runner.work_dir, 'best.pth')) as path:
-            self._write(runner, path, meta, save_optimizer=False, save_param_scheduler=False)
+            self._write(runner, path, dict(meta), save_optimizer=False,
+                        save_param_scheduler=False)
             write_text(note, json.dumps(dict(metric=self.best, value=float(value), **meta)) + '\n')
 
     @master_only

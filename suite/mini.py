@@ -1,7 +1,7 @@
 """Small synthetic data sets with exact masks, in the layouts of COCO 2017 and ADE20K.
 
-Circles, squares and triangles; the class is the shape, and each has colours that it
-favours, so that minutes are enough to learn from scratch. One folder per kind, each with
+Circles, squares and triangles; each class has a shape and a range of hues of its
+own, so that minutes are enough to learn from scratch. One folder per kind, each with
 a marker ``mini.json`` that says which generator made it::
 
     ROOT/coco/annotations/instances_{train,val}2017.json
@@ -28,7 +28,7 @@ import numpy as np
 
 from backbones.errors import UserError, closest
 
-VERSION = 2  # of the pictures; raise it with every change to what is drawn
+VERSION = 3  # of the pictures; raise it with every change to what is drawn
 MARKER = 'mini.json'
 HEIGHT, WIDTH = 160, 200
 
@@ -38,7 +38,8 @@ MINI_ADE_CLASSES = ('sky', 'grass', *MINI_COCO_CLASSES)
 MINI_ADE_PALETTE = ((150, 205, 240), (95, 165, 80), *MINI_COCO_PALETTE)
 
 COCO_IDS = (1, 2, 4)  # with a gap, as COCO's
-_HUES = 38  # on either side of a class's own, of OpenCV's 180: neighbours overlap
+_HUES = 30  # on either side of a class's own, of OpenCV's 180
+_CONTRAST = 60  # least difference between a shape and what it lies on, in one channel
 _LEAST_VISIBLE = 0.6  # share of a shape that later ones leave uncovered
 
 
@@ -136,8 +137,10 @@ def _paint(rng: np.random.Generator, ground: np.ndarray, shapes: Sequence[Shape]
     """The shapes in their colours on the ground, with grain: H x W x 3 uint8, BGR."""
     image = ground
     for shape in shapes:
-        hue = 60 * shape.category
-        colour = _colour(rng, (110, 256), (90, 256), (hue - _HUES, hue + _HUES))
+        below, hue = image[shape.cover >= 128].mean(0), 60 * shape.category
+        colour = below
+        while np.abs(colour - below).max() < _CONTRAST:
+            colour = _colour(rng, (110, 256), (90, 256), (hue - _HUES, hue + _HUES))
         colour = colour * (1 + 0.15 * _ramp(rng))
         alpha = shape.cover[..., None].astype(np.float32) / 255
         image = image + alpha * (colour - image)

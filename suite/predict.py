@@ -74,7 +74,7 @@ def predict(cfg: Config, checkpoint: str, source: str, out: str, score: float = 
     Raises:
         UserError: some pictures could not be read; the others were predicted.
     """
-    found, folder = pictures(source), use_work_dir(out)
+    found, folder = pictures(source), use_work_dir(out, '--out')
     if folder == found[0].parent.resolve():
         raise UserError(f'results would overwrite the pictures in {folder}; choose another --out')
     meta = classes_of(cfg.test_dataloader.dataset)
@@ -83,7 +83,8 @@ def predict(cfg: Config, checkpoint: str, source: str, out: str, score: float = 
     with scope(cfg):
         model = build(cfg, checkpoint)
         pipeline = Compose([TRANSFORMS.build(step) for step in steps])
-        visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None})
+        visualizer = VISUALIZERS.build({**cfg.visualizer, 'name': 'predict',
+                                        'vis_backends': None})
     visualizer.dataset_meta = meta
     entries, unread = [], []
     for number, path in enumerate(tqdm(found, desc='predicting', unit='picture', disable=None)):

@@ -79,8 +79,8 @@ class Record:
         self._started = time.monotonic() - earlier.get('wall_seconds', 0.)
         self.content = dict(
             task=task, status='running', command=shlex.join([sys.executable, *sys.argv]),
-            started=datetime.now(timezone.utc).isoformat(timespec='seconds'), resumed=resumed, **facts,
-            commit=commit(), device=device(), versions=versions(),
+            started=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+            resumed=resumed, **facts, commit=commit(), device=device(), versions=versions(),
             metrics=earlier.get('metrics', {}), history=earlier.get('history', []))
         self._write()
 

@@ -73,8 +73,12 @@ class Note(Hook):
         self.record.measured(metrics or {})
 
 
-def use_work_dir(path: str | Path) -> Path:
-    """Make a work dir, or say why results could not be written there."""
+def use_work_dir(path: str | Path, argument: str = '--work-dir') -> Path:
+    """Make a folder for results, or say why they could not be written there.
+
+    Args:
+        argument: the one by which users choose the folder.
+    """
     path = Path(path).expanduser().resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -82,7 +86,7 @@ def use_work_dir(path: str | Path) -> Path:
             pass
     except OSError as error:
         raise UserError(f'work dir {path} is not writable ({error.strerror}); choose another '
-                        'with --work-dir') from error
+                        f'with {argument}') from error
     return path
 
 
