@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank, master_only
+from mmengine.dist import broadcast, get_rank, master_only
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import FUNCTIONS, HOOKS
@@ -150,6 +150,16 @@ class CheckpointReport(Hook):
                  if isinstance(value, Tensor)}
         source = getattr(runner, '_load_from', None) or 'the checkpoint'
         runner.logger.info(load_report(bare(runner.model), state, str(source)))
+
+
+@HOOKS.register_module()
+class ShareStatistics(Hook):
+    """Gives every process the running statistics of the first one, which checkpoints hold,
+    before they measure together: what is measured is what was saved."""
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        for buffer in bare(runner.model).buffers():
+            broadcast(buffer)
 
 
 class CatchUp(Hook):

@@ -14,7 +14,7 @@ import torch.distributed
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import init_dist, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import MMDistributedDataParallel
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
@@ -53,6 +53,7 @@ class BenchRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         if self.distributed and not torch.cuda.is_available():
+            model = revert_sync_batchnorm(model)
             return MMDistributedDataParallel(module=model, broadcast_buffers=False)
         return super().wrap_model(model_wrapper_cfg, model)
 
@@ -219,7 +220,7 @@ def test(cfg: Config, checkpoint: str, work_dir: str | None = None, tta: bool = 
     Args:
         cfg: from ``config.load``.
         checkpoint: file of a training run.
-        work_dir: default the folder ``test`` beside the checkpoint.
+        work_dir: default the folder ``test`` (``test_tta``) beside the checkpoint.
         tta: multi-scale and flipped views, merged.
 
     Returns:
@@ -227,7 +228,8 @@ def test(cfg: Config, checkpoint: str, work_dir: str | None = None, tta: bool = 
     """
     connect(cfg, launcher)
     read_checkpoint(checkpoint)
-    cfg.work_dir = str(use_work_dir(work_dir or Path(checkpoint).parent / 'test'))
+    beside = Path(checkpoint).with_name('test_tta' if tta else 'test')
+    cfg.work_dir = str(use_work_dir(work_dir or beside))
     if is_main_process():
         need_data(cfg)
     cfg.load_from = checkpoint

@@ -30,11 +30,21 @@ def mini_root(tmp_path_factory) -> Path:
     return root
 
 
+def forget(kind: type) -> None:
+    """Drop loggers and the like, which mmengine names by the second in which a run starts:
+    two runs of one second would share them."""
+    kind._instance_dict.clear()
+    for special in kind.__subclasses__():
+        forget(special)
+
+
 def load_tiny(mini_root: Path, protocol: str, options: dict | None = None, **settings):
+    from mmengine.utils import ManagerMixin
     from yapf.yapflib import yapf_api
 
     from suite import config
 
+    forget(ManagerMixin)
     # Making config texts pretty takes half the time of such a run.
     yapf_api.FormatCode = lambda text, **style: (text, True)
     shorter = {'train_dataloader.batch_size': 2, 'train_dataloader.dataset.indices': 4,
@@ -73,6 +83,8 @@ class Outcome(NamedTuple):
 def tool(monkeypatch, capfd) -> Callable[..., Outcome]:
     """``tool('train', *arguments)`` runs tools/train.py in this process."""
     def call(name: str, *arguments) -> Outcome:
+        from mmengine.utils import ManagerMixin
+        forget(ManagerMixin)
         path = Path(__file__).parents[1] / 'tools' / f'{name}.py'
         capfd.readouterr()
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:

@@ -41,9 +41,9 @@ def grouped(name: str, **paramwise) -> dict[str, tuple[float, float]]:
 @pytest.mark.parametrize('name, layers, depths', [
     ('resnet18', 8, {'conv1.weight': 0, 'layer1.0.conv1.weight': 1, 'layer2.1.conv2.weight': 4,
                      'layer4.1.conv2.weight': 8}),
-    ('swin_tiny', 12, {'patch_embed.proj.weight': 0, 'stages.1.blocks.1.attn.qkv.weight': 4,
-                       'stages.2.blocks.3.mlp.fc1.weight': 8,
-                       'stages.3.blocks.1.mlp.fc2.weight': 12, 'norm3.weight': 13}),
+    ('swin_tiny', 12, {'patch_embed.proj.weight': 0, 'layers.1.blocks.1.attn.qkv.weight': 4,
+                       'layers.2.blocks.3.mlp.fc1.weight': 8,
+                       'layers.3.blocks.1.mlp.fc2.weight': 12, 'norm3.weight': 13}),
 ])
 def test_layer_decay(name, layers, depths):
     rates = {key: lr for key, (lr, _) in grouped(name, layer_decay=0.8).items()}
@@ -65,7 +65,7 @@ def test_layer_decay_off():
 ])
 def test_weight_decay(paramwise, decayed):
     groups = grouped('swin_tiny', **paramwise)
-    block = 'backbone.stages.0.blocks.0'
+    block = 'backbone.layers.0.blocks.0'
     kinds = {'weight': (f'{block}.attn.qkv.weight', 'neck.0.weight'),
              'bias': (f'{block}.attn.qkv.bias', 'neck.0.bias'),
              'norm': (f'{block}.norm1.weight', f'{block}.norm1.bias', 'neck.1.weight',
@@ -102,16 +102,13 @@ def test_lost_loss_changes_no_weight(bad):
     assert weight.tolist() == pytest.approx([0.9, 0.9])
 
 
-def rates(runner) -> set[float]:
-    return {group['initial_lr'] for group in runner.optim_wrapper.optimizer.param_groups}
-
-
 @pytest.mark.parametrize('batch, accumulated, factor', [(2, 1, 1), (4, 1, 2), (2, 4, 4)])
 def test_rate_follows_the_batch(tiny, tmp_path, monkeypatch, batch, accumulated, factor):
     """2 images are the base; also where a dumped config is trained again."""
     seen = []
     monkeypatch.setattr(run, '_run', lambda runner, *rest, **known: seen.append((runner, known)))
     cfg = tiny('maskrcnn_coco', {'train_dataloader.batch_size': batch,
+                                 'optim_wrapper.optimizer.lr': 3e-4,
                                  'optim_wrapper.accumulative_counts': accumulated})
     for folder in ('first', 'again'):
         run.train(cfg, str(tmp_path / folder))
@@ -126,7 +123,8 @@ def test_rate_follows_the_batch(tiny, tmp_path, monkeypatch, batch, accumulated,
 
 
 def test_rate_without_scaling(tiny):
-    cfg = tiny('maskrcnn_coco', {'auto_scale_lr.enable': False, 'train_dataloader.batch_size': 4})
+    cfg = tiny('maskrcnn_coco', {'auto_scale_lr.enable': False, 'train_dataloader.batch_size': 4,
+                                 'optim_wrapper.optimizer.lr': 3e-4})
     assert run.scaling(cfg) == 'effective batch 4, learning rate 3.00e-04 (not scaled)'
 
 

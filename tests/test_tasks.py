@@ -2,7 +2,9 @@
 they leave behind runs elsewhere."""
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,10 +71,12 @@ def test_measures_merged_views(protocol, trained, tiny, tmp_path):
     sizes = cfg.tta_pipeline[1].transforms[0]
     assert len(sizes) * len(cfg.tta_pipeline[1].transforms[1]) >= 6
     del sizes[1:]
-    metrics = run.test(cfg, checkpoint(trained(protocol)), str(tmp_path), tta=True)
+    shutil.copy(checkpoint(trained(protocol)), tmp_path / 'copy.pth')
+    metrics = run.test(cfg, str(tmp_path / 'copy.pth'), tta=True)
     assert METRICS[protocol.split('_')[1]] <= metrics.keys()
-    assert record(tmp_path)['tta'] is True
-    assert record(tmp_path)['parameters'] == record(trained(protocol))['parameters']
+    done = record(tmp_path / 'test_tta')
+    assert (done['tta'], done['status'], done['metrics']) == (True, 'completed', metrics)
+    assert done['parameters'] == record(trained(protocol))['parameters']
 
 
 # Every parameter takes part: distributed training stops where one does not
@@ -121,15 +125,12 @@ def detector(request, tiny, monkeypatch) -> Iterator:
         # mmdet's cascade cannot predict for a batch that was flipped.
         cfg = tiny(request.param, options | {'train_dataloader.dataset.pipeline.prob': 0.})
         model, batch = one_batch(cfg)
-        for name, module in model.named_modules():
-            if name.endswith('fc_cls'):
-                # Untrained scores are nearly equal, and their order is one of rounding.
-                module.register_forward_hook(lambda *call: 20 * (call[-1] - call[-1].mean(0)))
         maps = [level.detach() for level in model.extract_feat(batch['inputs'])]
         return model, batch, maps
 
     def measure(model, batch: dict, maps: list[Tensor], memory_format) -> tuple:
         leaves = [level.clone(memory_format=memory_format).requires_grad_() for level in maps]
+        model = copy.deepcopy(model)  # training changes its batch norms
         monkeypatch.setattr(model, 'extract_feat', lambda inputs: tuple(leaves))
         torch.manual_seed(0)
         total, losses = model.train().parse_losses(model(**batch, mode='loss'))
@@ -150,7 +151,7 @@ def test_channels_last_features_change_nothing(detector):
         torch.testing.assert_close(others[0][name], value, rtol=1e-5, atol=1e-6)
     assert sum(gradient.any() for gradient in gradients) >= 3
     for ours, theirs in zip(gradients, others[1]):
-        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-6)
+        assert (theirs - ours).abs().max() <= 1e-3 * ours.abs().max()
     for ours, theirs in zip(found, others[2]):
         assert len(ours) > 5 and torch.equal(ours.labels, theirs.labels)
         torch.testing.assert_close(theirs.bboxes, ours.bboxes, rtol=0, atol=1e-3)

@@ -6,6 +6,7 @@ custom_hooks = [
     dict(type='Reseed'),
     dict(type='NonFiniteGuard'),
     dict(type='CheckpointReport'),
+    dict(type='ShareStatistics'),
     dict(type='Progress'),
     dict(type='DrawPredictions', images=4),
 ]

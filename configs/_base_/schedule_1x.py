@@ -16,11 +16,12 @@ default_hooks = dict(
 
 mini_schedule = {
     'auto_scale_lr.base_batch_size': 4,
-    'optim_wrapper.optimizer': dict(type='AdamW', lr=3e-4, weight_decay=0.05),
-    'train_cfg.max_epochs': 5,
+    'optim_wrapper.optimizer': dict(type='AdamW', lr=5e-4, weight_decay=0.05),
+    'train_cfg.max_epochs': 6,
+    'train_cfg.val_interval': 2,
     'param_scheduler': [
         dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
-        dict(type='MultiStepLR', by_epoch=True, begin=0, end=5, milestones=[4], gamma=0.1),
+        dict(type='CosineAnnealingLR', by_epoch=False, begin=20, end=300, T_max=280),
     ],
     'default_hooks.logger.interval': 10,
 }
