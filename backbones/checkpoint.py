@@ -90,10 +90,14 @@ def find_weights(content: dict, key: str | None = None) -> tuple[dict[str, Tenso
     return state, key
 
 
-def load_report(net: nn.Module, state: dict[str, Tensor], source: str) -> str:
+def load_report(net: nn.Module, state: dict[str, Tensor], source: str,
+                whole: bool = False) -> str:
     """Load what fits by name and shape, and say how much that was.
 
     Parameters that we ``added`` to the official network do not count in the share.
+
+    Args:
+        whole: nothing may be missing, not even the last layer of a head.
 
     Returns:
         One line: tensors and share of the parameters that were loaded.
@@ -109,11 +113,12 @@ def load_report(net: nn.Module, state: dict[str, Tensor], source: str) -> str:
              if not name.startswith(added)}
     share = sum(sizes.get(name, 0) for name in fits) / max(sum(sizes.values()), 1)
     missing = [name for name in own if name not in fits]
-    if share < _ENOUGH:
+    if share < _ENOUGH or (whole and missing):
         extra = [name for name in state if name not in fits]
         raise UserError(
             f'{source} does not fit {type(net).__name__}: {share:.1%} of its parameters found; '
-            f'missing {", ".join(missing[:3])}; unexpected {", ".join(extra[:3]) or "none"}')
+            f'missing {", ".join(missing[:3])}; unexpected {", ".join(extra[:3]) or "none"}'
+            + '; it is of another network or of other classes' * whole)
     net.load_state_dict(fits, strict=False)
     rest = f'; not in it: {", ".join(missing[:4])}' + ', ...' * (len(missing) > 4)
     return (f'loaded {len(fits)} of {len(own)} tensors, {share:.1%} of the parameters, from '

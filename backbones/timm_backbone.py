@@ -239,7 +239,7 @@ class TimmBackbone(Backbone):
         out_indices: numbers of maps in timm's ``feature_info``; default those at strides 4,
             8, 16 and 32 (the last ones of their stride). Where all maps have one stride:
             levels 0 to 3 of the pyramid made of the maps that end the quarters of the blocks.
-        drop_path_rate: for models that have one; default what timm chose.
+        drop_path_rate: for models that have one; default none.
         frozen_stages, norm_eval, with_cp, init_cfg: see ``Backbone``; a stage ends with a map
             of the default ``out_indices``.
         overrides: further settings of ``timm.create_model``, such as ``img_size`` where a
@@ -257,10 +257,10 @@ class TimmBackbone(Backbone):
     added = ('pyramid.',)
 
     def __init__(self, name: str = 'resnet18', out_indices: Sequence[int] | None = None,
-                 drop_path_rate: float | None = None, frozen_stages: int = -1,
+                 drop_path_rate: float = 0., frozen_stages: int = -1,
                  norm_eval: bool = False, with_cp: bool = False,
                  init_cfg: dict | None = None, **overrides):
-        if drop_path_rate is not None:
+        if drop_path_rate:
             overrides['drop_path_rate'] = drop_path_rate
         model = _look_up(name, overrides)
         ends, columnar = _stage_taps(model), _columnar(model)

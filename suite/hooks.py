@@ -19,7 +19,7 @@ from mmengine.registry import FUNCTIONS, HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from backbones.checkpoint import load_report
+from backbones.checkpoint import load_report, log
 from backbones.errors import UserError
 
 
@@ -142,14 +142,16 @@ class Checkpoint(Hook):
 
 @HOOKS.register_module()
 class CheckpointReport(Hook):
-    """Says how much of a loaded checkpoint fitted; refuses one of another network."""
+    """Says how much of a loaded checkpoint fitted; refuses one of another network. To be
+    measured or resumed it must hold everything, to start from, 95 %."""
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         weights = checkpoint.get('state_dict', checkpoint)
         state = {name.removeprefix('module.'): value for name, value in weights.items()
                  if isinstance(value, Tensor)}
-        source = getattr(runner, '_load_from', None) or 'the checkpoint'
-        runner.logger.info(load_report(bare(runner.model), state, str(source)))
+        source = runner._load_from or 'the checkpoint'
+        whole = runner._resume or runner._train_loop is None
+        log.info(load_report(bare(runner.model), state, str(source), whole))
 
 
 @HOOKS.register_module()

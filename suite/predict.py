@@ -45,13 +45,7 @@ def build(cfg: Config, checkpoint: str) -> nn.Module:
         raise UserError(f'{checkpoint} holds no trained detector or segmentor; name a checkpoint '
                         'of a training run')
     model = MODELS.build(cfg.model)
-    report = load_report(model, weights, checkpoint)
-    lacking = [name for name, value in model.state_dict().items()
-               if name not in weights or weights[name].shape != value.shape]
-    if lacking:
-        raise UserError(f'{checkpoint} is of another model or other classes: '
-                        f'{", ".join(lacking[:3])} of this config would be left untrained')
-    print(report)
+    print(load_report(model, weights, checkpoint, whole=True))
     return model.to('cuda' if torch.cuda.is_available() else 'cpu').eval()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -18,8 +19,10 @@ from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
+from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import nn
 
+from backbones.checkpoint import log as loading
 from backbones.checkpoint import read_checkpoint
 from backbones.errors import UserError
 
@@ -42,6 +45,10 @@ class BenchRunner(Runner):
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.ERROR)
+        loading.setLevel(logging.INFO)
+        loading.handlers = [h for h in logger.handlers if isinstance(h, logging.FileHandler)]
+        if is_main_process():
+            loading.addHandler(logging.StreamHandler(sys.stdout))
         return logger
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
@@ -147,6 +154,16 @@ def use_amp(cfg: Config) -> str:
     return 'float16 autocast'
 
 
+def build_runner(cfg: Config) -> BenchRunner:
+    """The runner of a config; what a config names but nobody registered is one line."""
+    try:
+        return BenchRunner.from_cfg(cfg)
+    except KeyError as error:
+        if ' registry' not in (text := str(error.args[0])):
+            raise
+        raise UserError(f'config: {text.partition(". ")[0]}') from error
+
+
 def facts(cfg: Config) -> dict:
     """What a record says of a config."""
     return dict(config_hash=fingerprint(cfg), backbone=backbone_name(cfg.model.backbone),
@@ -195,11 +212,11 @@ def train(cfg: Config, work_dir: str | None = None, resume: str | None = None,
         cfg.load_from = None if resume == 'auto' else resume
         _check_resume(cfg)
     elif cfg.get('load_from'):
-        read_checkpoint(cfg.load_from)
+        _check(cfg.load_from)
     precision = use_amp(cfg) if amp else 'float32'
     if tensorboard:
         cfg.visualizer.vis_backends.append(ConfigDict(type='TensorboardVisBackend'))
-    runner = BenchRunner.from_cfg(cfg)
+    runner = build_runner(cfg)
     parameters = sum(p.numel() for p in bare(runner.model).parameters())
     if resume:
         runner.register_hook(CatchUp())
@@ -227,9 +244,12 @@ def test(cfg: Config, checkpoint: str, work_dir: str | None = None, tta: bool = 
         The metrics.
     """
     connect(cfg, launcher)
-    read_checkpoint(checkpoint)
+    _check(checkpoint)
     beside = Path(checkpoint).with_name('test_tta' if tta else 'test')
     cfg.work_dir = str(use_work_dir(work_dir or beside))
+    if Path(cfg.work_dir, 'last_checkpoint').exists():
+        raise UserError(f'{cfg.work_dir} holds the record of a training run, which a test would '
+                        'replace; choose another --work-dir')
     if is_main_process():
         need_data(cfg)
     cfg.load_from = checkpoint
@@ -237,10 +257,27 @@ def test(cfg: Config, checkpoint: str, work_dir: str | None = None, tta: bool = 
     if tta:
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    runner = BenchRunner.from_cfg(cfg)
+    runner = build_runner(cfg)
     parameters = sum(p.numel() for p in bare(runner.model).parameters())
     return _run(runner, runner.test, 'test', checkpoint=str(checkpoint), tta=tta,
                 parameters=parameters, **known)
+
+
+def _check(path: str) -> dict:
+    """The contents of a checkpoint that mmengine is going to load, by safe means.
+
+    What it cannot read safely it would load unsafely, and so run code from the file.
+    """
+    content = read_checkpoint(path)
+    try:
+        with torch.serialization.safe_globals(get_torch_safe_globals()):
+            foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except ValueError:
+        foreign = ['the format before torch 1.6']
+    if foreign:
+        raise UserError(f'{path} cannot be loaded safely ({", ".join(foreign[:3])}); it is no '
+                        'checkpoint of a training run here')
+    return content
 
 
 def _check_resume(cfg: Config) -> None:
@@ -248,8 +285,9 @@ def _check_resume(cfg: Config) -> None:
     if cfg.load_from is None and not last.exists():
         raise UserError(f'nothing to resume in {cfg.work_dir}: no checkpoint was saved there yet; '
                         'leave --resume out to start')
-    path = cfg.load_from or last.read_text().strip()
-    if missing := {'meta', 'optimizer', 'message_hub'} - set(read_checkpoint(path)):
+    # By its name alone: the work dir may have moved.
+    path = cfg.load_from = cfg.load_from or str(last.with_name(Path(last.read_text()).name))
+    if missing := {'meta', 'optimizer', 'message_hub'} - set(_check(path)):
         raise UserError(f'{path} cannot be resumed, it lacks {", ".join(sorted(missing))}; to '
                         f'start from its weights: --cfg-options load_from={path}')
 
@@ -266,9 +304,12 @@ def _run(runner: Runner, action, task: str, **known) -> dict:
     except KeyboardInterrupt:
         _close(record, 'interrupted')
         raise KeyboardInterrupt(_where_to_go_on(runner, task)) from None
-    except BaseException as error:
+    except Exception as error:
+        if 'more than 1 value per channel' in str(error):
+            error = UserError('BatchNorm cannot train on one value: UperNet needs two images or '
+                              'more per process, see train_dataloader.batch_size')
         _close(record, 'failed', error=f'{type(error).__name__}: {reason(error)}')
-        raise
+        raise error
     record.close('completed')
     metrics = record.content['metrics']
     print(f'{summary(metrics)}  in {clock(record.content["wall_seconds"])}  '

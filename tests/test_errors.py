@@ -295,7 +295,7 @@ def test_lost_weights(train, tmp_path, monkeypatch, event, iteration, says):
 
 def test_interrupted(train, tmp_path, monkeypatch):
     at(monkeypatch, 'after_train_iter', 2, lambda runner: signal.raise_signal(signal.SIGINT))
-    outcome = train('maskrcnn_coco', 'train_cfg.max_epochs=2')
+    outcome = train('maskrcnn_coco', 'train_cfg.max_epochs=2', 'train_cfg.val_interval=1')
     run = tmp_path / 'run'
     assert outcome.status == 130 and 'Traceback' not in outcome.err
     assert outcome.err.startswith('\ninterrupted: at epoch 2, iteration 3; saved up to ')
