@@ -28,7 +28,7 @@ import numpy as np
 
 from backbones.errors import UserError, closest
 
-VERSION = 3  # of the pictures; raise it with every change to what is drawn
+VERSION = 9  # of the pictures; raise it with every change to what is drawn
 MARKER = 'mini.json'
 HEIGHT, WIDTH = 160, 200
 
@@ -38,7 +38,7 @@ MINI_ADE_CLASSES = ('sky', 'grass', *MINI_COCO_CLASSES)
 MINI_ADE_PALETTE = ((150, 205, 240), (95, 165, 80), *MINI_COCO_PALETTE)
 
 COCO_IDS = (1, 2, 4)  # with a gap, as COCO's
-_HUES = 30  # on either side of a class's own, of OpenCV's 180
+_HUES = ((150, 166), (108, 124), (20, 32))  # OpenCV's, to 180: magenta, blue, yellow
 _CONTRAST = 60  # least difference between a shape and what it lies on, in one channel
 _LEAST_VISIBLE = 0.6  # share of a shape that later ones leave uncovered
 
@@ -73,7 +73,8 @@ def _draw(category: int, x: float, y: float, radius: float, tilt: float) -> np.n
 
 def _single(rng: np.random.Generator) -> Shape:
     category = int(rng.integers(3))
-    radius = math.exp(rng.uniform(math.log(15), math.log(42)))
+    # Corners cost area; all classes are to be about as large.
+    radius = math.exp(rng.uniform(math.log(13), math.log(36))) * (1, 1.25, 1.5)[category]
     x, y = (rng.uniform(0.6 * radius, side - 0.6 * radius) for side in (WIDTH, HEIGHT))
     cover = _draw(category, x, y, radius, rng.uniform(-0.4, 0.4))
     return _shape(category, False, cover)
@@ -137,10 +138,10 @@ def _paint(rng: np.random.Generator, ground: np.ndarray, shapes: Sequence[Shape]
     """The shapes in their colours on the ground, with grain: H x W x 3 uint8, BGR."""
     image = ground
     for shape in shapes:
-        below, hue = image[shape.cover >= 128].mean(0), 60 * shape.category
+        below = image[shape.cover >= 128].mean(0)
         colour = below
         while np.abs(colour - below).max() < _CONTRAST:
-            colour = _colour(rng, (110, 256), (90, 256), (hue - _HUES, hue + _HUES))
+            colour = _colour(rng, (140, 256), (90, 256), _HUES[shape.category])
         colour = colour * (1 + 0.15 * _ramp(rng))
         alpha = shape.cover[..., None].astype(np.float32) / 255
         image = image + alpha * (colour - image)
@@ -226,13 +227,13 @@ def _write_coco(folder: Path, seed: int, counts: tuple[int, int]) -> None:
 
 
 def _landscape(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Sky over striped grass. Returns the picture (H x W x 3) and its labels (H x W)."""
+    """Pale sky over striped, dull grass. Returns the picture (H x W x 3) and its labels (H x W)."""
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
     horizon = rng.uniform(0.3, 0.7) * HEIGHT + 8 * np.sin(x / 25 + rng.uniform(0, 6))
-    sky = _colour(rng, (30, 120), (150, 240), (90, 120)) + (0.35 * y)[..., None]
+    sky = _colour(rng, (5, 35), (150, 220), (90, 110)) + (0.3 * y)[..., None]
     slant, width = rng.uniform(-0.6, 0.6), rng.uniform(2.5, 4.5)
     stripes = np.sin((x + slant * y) / width)[..., None]
-    grass = _colour(rng, (80, 200), (90, 180), (35, 65)) + 28 * stripes
+    grass = _colour(rng, (30, 90), (60, 120), (55, 75)) + 28 * stripes
     above = y < horizon
     return np.where(above[..., None], sky, grass) + 12 * _clouds(rng), np.where(above, 1, 2)
 

@@ -17,13 +17,13 @@ default_hooks = dict(
 
 mini_schedule = {
     'auto_scale_lr.base_batch_size': 8,
-    'optim_wrapper.optimizer': dict(type='AdamW', lr=3e-4, weight_decay=0.05),
-    'train_cfg.max_iters': 150,
-    'train_cfg.val_interval': 75,
-    'default_hooks.checkpoint.interval': 75,
+    'optim_wrapper.optimizer': dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    'train_cfg.max_iters': 200,
+    'train_cfg.val_interval': 100,
+    'default_hooks.checkpoint.interval': 100,
     'param_scheduler': [
         dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=15),
-        dict(type='PolyLR', eta_min=0., power=1.0, by_epoch=False, begin=15, end=150),
+        dict(type='PolyLR', eta_min=0., power=1.0, by_epoch=False, begin=15, end=200),
     ],
     'default_hooks.logger.interval': 10,
 }
