@@ -28,6 +28,13 @@ def add_config_arguments(args: argparse.ArgumentParser) -> None:
                       help='override settings, e.g. model.backbone.arch=small')
 
 
+def load_config(args: argparse.Namespace):
+    """The config that the arguments of ``add_config_arguments`` name, filled in."""
+    from .config import load
+    return load(args.config, backbone=args.backbone, options=args.cfg_options,
+                data_root=args.data_root, mini=args.mini)
+
+
 def add_run_arguments(args: argparse.ArgumentParser) -> None:
     """Where a run's results go and who started its processes."""
     args.add_argument('--work-dir', metavar='DIR', help='folder for results')

@@ -2,7 +2,7 @@
 import sys
 
 import _checkout
-from suite.cli import add_config_arguments, guard, parser
+from suite.cli import add_config_arguments, guard, load_config, parser
 
 
 def main():
@@ -17,10 +17,8 @@ def main():
                       help='leave out instances below this score (default: 0.3)')
     args = args.parse_args()
 
-    from suite import config, predict
-    cfg = config.load(args.config, backbone=args.backbone, options=args.cfg_options,
-                      data_root=args.data_root, mini=args.mini)
-    predict.predict(cfg, args.checkpoint, args.source, args.out, args.score)
+    from suite import predict
+    predict.predict(load_config(args), args.checkpoint, args.source, args.out, args.score)
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 import sys
 
 import _checkout  # noqa: F401
-from suite.cli import add_config_arguments, guard, parser
+from suite.cli import add_config_arguments, guard, load_config, parser
 
 
 def main():
@@ -10,9 +10,7 @@ def main():
     add_config_arguments(args)
     args = args.parse_args()
 
-    from suite import config
-    print(config.load(args.config, backbone=args.backbone, options=args.cfg_options,
-                      data_root=args.data_root, mini=args.mini).pretty_text)
+    print(load_config(args).pretty_text)
 
 
 if __name__ == '__main__':

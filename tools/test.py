@@ -2,7 +2,7 @@
 import sys
 
 import _checkout  # noqa: F401
-from suite.cli import add_config_arguments, add_run_arguments, guard, parser
+from suite.cli import add_config_arguments, add_run_arguments, guard, load_config, parser
 
 
 def main():
@@ -15,10 +15,8 @@ def main():
                       help='merge multi-scale and flipped views')
     args = args.parse_args()
 
-    from suite import config, run
-    cfg = config.load(args.config, backbone=args.backbone, options=args.cfg_options,
-                      data_root=args.data_root, mini=args.mini)
-    run.test(cfg, args.checkpoint, args.work_dir, args.tta, args.launcher)
+    from suite import run
+    run.test(load_config(args), args.checkpoint, args.work_dir, args.tta, args.launcher)
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 import sys
 
 import _checkout  # noqa: F401
-from suite.cli import add_config_arguments, add_run_arguments, guard, parser
+from suite.cli import add_config_arguments, add_run_arguments, guard, load_config, parser
 
 
 def main():
@@ -19,10 +19,9 @@ def main():
     args.add_argument('--tensorboard', action='store_true', help='log for TensorBoard too')
     args = args.parse_args()
 
-    from suite import config, run
-    cfg = config.load(args.config, backbone=args.backbone, options=args.cfg_options,
-                      data_root=args.data_root, mini=args.mini)
-    run.train(cfg, args.work_dir, args.resume, args.amp, args.tensorboard, args.launcher)
+    from suite import run
+    run.train(load_config(args), args.work_dir, args.resume, args.amp, args.tensorboard,
+              args.launcher)
 
 
 if __name__ == '__main__':
