@@ -76,6 +76,12 @@ def guard(main: Callable[[], int | None]) -> int:
         print(f'\ninterrupted: {interrupt}' if str(interrupt) else '\ninterrupted',
               file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        if error.name.partition('.')[0] in ('backbones', 'suite', 'histology'):
+            raise
+        print(f'error: {error.name} is not installed in {sys.executable}; run the command through '
+              'bash tools/env.sh, or see python tools/doctor.py', file=sys.stderr)
+        return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -10,6 +10,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from tqdm import tqdm
 
+from .hooks import by_epoch
+
 NAMES = {'coco/bbox_mAP': 'box mAP', 'coco/segm_mAP': 'mask mAP', 'coco/bbox_mAP_50': 'box AP50',
          'coco/segm_mAP_50': 'mask AP50', 'mIoU': 'mIoU', 'aAcc': 'pixel accuracy'}
 
@@ -42,7 +44,7 @@ class Progress(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self.started, self.first = time.monotonic(), runner.iter
-        self.by_epoch = runner.train_loop.__class__.__name__.startswith('Epoch')
+        self.by_epoch = by_epoch(runner)
         self.interval = runner.cfg.get('default_hooks', {}).get('logger', {}).get('interval', 50)
         self._open(runner.max_iters, runner.iter, 'training')
 

@@ -335,3 +335,23 @@ def test_interrupted_with_workers(trained, mini_root, tmp_path):
     err = run.communicate(timeout=60)[1]
     assert run.returncode == 130 and 'Traceback' not in err
     assert '\ninterrupted: at iteration ' in err and '--resume goes on from there' in err
+
+
+def test_a_missing_package_is_one_line(capfd):
+    def main():
+        import no_such_package  # noqa: F401
+
+    from suite.cli import guard
+    assert guard(main) == 2
+    err = capfd.readouterr().err
+    assert err.startswith('error: no_such_package is not installed in ') and err.count('\n') == 1
+    assert 'tools/env.sh' in err
+
+
+def test_a_missing_file_of_ours_is_no_mistake_of_the_users():
+    def main():
+        import suite.no_such_file  # noqa: F401
+
+    from suite.cli import guard
+    with pytest.raises(ModuleNotFoundError):
+        guard(main)
