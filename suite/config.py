@@ -152,10 +152,7 @@ def _unknown(key: str, part: str, places: list) -> UserError:
 
 def shrink(cfg: Config) -> None:
     """Apply a protocol's own ``mini_...`` settings and the mini data's classes."""
-    from . import mini
-    metainfo = dict(
-        coco=dict(classes=mini.MINI_COCO_CLASSES, palette=list(mini.MINI_COCO_PALETTE)),
-        ade=dict(classes=mini.MINI_ADE_CLASSES, palette=list(mini.MINI_ADE_PALETTE)))
+    from .mini import KINDS
     settings = {key: value for name in sorted(cfg) if name.startswith('mini_')
                 for key, value in cfg[name].items()}
     if not settings:
@@ -171,8 +168,9 @@ def shrink(cfg: Config) -> None:
     for name in DATALOADERS:
         loader = cfg[name]
         loader.num_workers = 0
-        kind = Path(loader.dataset.data_root).parts[1]
-        loader.dataset.metainfo = metainfo[kind]
+        kind = KINDS[Path(loader.dataset.data_root).parts[1]]
+        # A list: mmdet takes a tuple for one colour.
+        loader.dataset.metainfo = dict(classes=kind.classes, palette=list(kind.palette))
 
 
 def _scale(node, factor: float) -> None:

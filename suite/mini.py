@@ -266,13 +266,17 @@ class Kind(NamedTuple):
     Attributes:
         write: makes ``(folder, seed, (training, validation))``.
         images: usual number of training pictures; a quarter comes for validation.
+        classes, palette: their names, and their colours (RGB) in pictures.
     """
 
     write: Callable[[Path, int, tuple[int, int]], None]
     images: int
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
 
 
-KINDS = {'coco': Kind(_write_coco, 200), 'ade': Kind(_write_ade, 80)}
+KINDS = {'coco': Kind(_write_coco, 200, MINI_COCO_CLASSES, MINI_COCO_PALETTE),
+         'ade': Kind(_write_ade, 80, MINI_ADE_CLASSES, MINI_ADE_PALETTE)}
 
 
 def make_mini(root: str | Path, kinds: Sequence[str] = tuple(KINDS), seed: int = 0,

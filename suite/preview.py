@@ -55,15 +55,13 @@ def _ade(folder: Path, count: int) -> Iterator[Marked]:
                                       for number, colour in enumerate(mini.MINI_ADE_PALETTE, 1)]
 
 
-_KINDS = dict(coco=(_coco, mini.MINI_COCO_CLASSES, mini.MINI_COCO_PALETTE),
-              ade=(_ade, mini.MINI_ADE_CLASSES, mini.MINI_ADE_PALETTE))
+_READERS = dict(coco=_coco, ade=_ade)
 
 
 def _strip(folder: Path) -> np.ndarray:
     """One kind: a line of class names, a row of pictures, a row of annotations."""
-    read, classes, palette = _KINDS[folder.name]
-    rows = [], []
-    for image, regions in read(folder, 4):
+    kind, rows = mini.KINDS[folder.name], ([], [])
+    for image, regions in _READERS[folder.name](folder, 4):
         image = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
         marked = image.copy()
         for mask, rgb, text in regions:
@@ -79,7 +77,7 @@ def _strip(folder: Path) -> np.ndarray:
     tiles = np.concatenate([np.concatenate(row, 1) for row in rows])
     title = np.full((40, tiles.shape[1], 3), 255, np.uint8)
     _write(title, folder.name, 6, 27, (60, 60, 60))
-    for place, (name, rgb) in enumerate(zip(classes, palette)):
+    for place, (name, rgb) in enumerate(zip(kind.classes, kind.palette)):
         cv2.circle(title, (100 + 120 * place, 21), 9, rgb[::-1], -1, cv2.LINE_AA)
         _write(title, name, 116 + 120 * place, 27, (60, 60, 60))
     return np.concatenate([title, tiles])
