@@ -76,6 +76,10 @@ class MultiDilatedAttention(nn.Module):
         out = [dilated_attention(q, k, v, self.heads, r) for r, q, k, v in groups]
         return self.proj(torch.cat(out, 1).permute(0, 2, 3, 1))
 
+    def elementwise_macs(self, x: Tensor) -> int:
+        """Products of nine keys and nine values with every query, see ``suite.complexity``."""
+        return 2 * 9 * x.numel()
+
 
 class GlobalAttention(nn.Module):
     """Multi-head attention over all positions of a map. B x H x W x C."""

@@ -5,6 +5,7 @@ heads first; everything below is independent of who trained it.
 """
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -52,6 +53,26 @@ def window_reverse(t: Tensor, window: tuple[int, int], size: tuple[int, int]) ->
     return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
+def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
+    """What keeps tokens apart that only the roll of a shifted map made neighbours.
+
+    Args:
+        height, width: of the map, before padding; its regions are those of the padded map.
+        window: side of a window; the shift is half of it.
+
+    Returns:
+        windows x window**2 x window**2: 0 within a region, -100 between regions.
+    """
+    def regions(size: int) -> Tensor:
+        size += -size % window
+        position = torch.arange(size, device=device)
+        return (position >= size - window).long() + (position >= size - window // 2)
+
+    labels = 3 * regions(height)[:, None] + regions(width)
+    labels = window_partition(labels[None, ..., None], (window, window)).squeeze(-1)
+    return (labels[:, :, None] != labels[:, None]) * -100.0
+
+
 def relative_position_bias(table: Tensor) -> Tensor:
     """Additive attention mask from a table over relative positions.
 
@@ -69,16 +90,18 @@ def relative_position_bias(table: Tensor) -> Tensor:
     return views.permute(2, 0, 1, 3, 4).flatten(3, 4).flatten(1, 2)
 
 
-def resize_table(table: Tensor, size: tuple[int, int], mode: str = 'bicubic') -> Tensor:
+def resize_table(table: Tensor, size: tuple[int, int], mode: str = 'bicubic',
+                 align_corners: bool = False) -> Tensor:
     """Resample a grid of vectors, such as position biases trained for another window.
 
     Args:
         table: H x W x C.
         size: the new H, W.
-        mode: 'bicubic' or 'bilinear'; corners not aligned, no antialiasing, in float32.
+        mode: 'bicubic' or 'bilinear'; no antialiasing, in float32.
+        align_corners: whether the outer vectors stay the outer ones.
     """
     if tuple(table.shape[:2]) == tuple(size):
         return table
     grid = table.float().permute(2, 0, 1)[None]
-    grid = F.interpolate(grid, size, mode=mode, align_corners=False)
+    grid = F.interpolate(grid, size, mode=mode, align_corners=align_corners)
     return grid[0].permute(1, 2, 0).to(table.dtype)

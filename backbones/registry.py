@@ -1,6 +1,7 @@
 """The registered backbones and the names by which people ask for them."""
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 from mmengine.registry import MODELS
@@ -33,6 +34,15 @@ def _names() -> Iterator[tuple[str, dict]]:
 def available() -> list[str]:
     """Names that ``create`` takes, besides ``timm/NAME``."""
     return sorted(name for name, _ in _names())
+
+
+def smallest() -> list[str]:
+    """Name of each system's smallest variant, the one that its constructor builds."""
+    def default(system: str) -> str:
+        return inspect.signature(_SYSTEMS[system]).parameters['arch'].default
+
+    return sorted(name for name, settings in _names()
+                  if settings['arch'] == default(settings['type']))
 
 
 def describe(name: str) -> dict:

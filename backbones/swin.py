@@ -34,32 +34,13 @@ from .layers import (
     pad_to_multiple,
     relative_position_bias,
     resize_table,
+    shift_mask,
     window_partition,
     window_reverse,
 )
 from .registry import register
 
 _TABLE = 'relative_position_bias_table'
-
-
-def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """What keeps tokens apart that only the roll of a shifted map made neighbours.
-
-    Args:
-        height, width: of the map, before padding; its regions are those of the padded map.
-        window: side of a window; the shift is half of it.
-
-    Returns:
-        windows x window**2 x window**2: 0 within a region, -100 between regions.
-    """
-    def regions(size: int) -> Tensor:
-        size += -size % window
-        position = torch.arange(size, device=device)
-        return (position >= size - window).long() + (position >= size - window // 2)
-
-    labels = 3 * regions(height)[:, None] + regions(width)
-    labels = window_partition(labels[None, ..., None], (window, window)).squeeze(-1)
-    return (labels[:, :, None] != labels[:, None]) * -100.0
 
 
 class WindowAttention(nn.Module):

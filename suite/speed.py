@@ -1,6 +1,7 @@
 """Measuring time and memory of a call; comparisons are ratios within one run."""
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,6 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+# The profiler narrates every start and stop otherwise.
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
 
 class Timing(NamedTuple):
@@ -39,7 +43,8 @@ def _finish() -> None:
 
 def peak_bytes(call: Callable[[], object]) -> int:
     """Most memory that tensors made during a CPU call held at once, its result included."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True,
+                 acc_events=True) as trace:
         result = call()
     del result
     held = peak = 0

@@ -13,6 +13,7 @@ from backbones.swin import Swin
 from suite import parity
 
 FIGURES = Path(__file__).parent / 'data' / 'parity'
+CASES = sorted(FIGURES.glob('*.json'))
 DILATEFORMER = FIGURES / 'dilateformer__tiny__200x304.json'
 SWIN = FIGURES / 'graft__host_swin_t__224x224.json'
 TOOL = Path(__file__).parent.parent / 'tools' / 'parity.py'
@@ -39,18 +40,37 @@ def detuned(monkeypatch):
     return detune
 
 
-def line_of(path, tolerance=1e-4):
+def line_of(path, tolerance=None):
     agrees, line = parity.check(path, tolerance)
     return line if not agrees else pytest.fail(f'agrees: {line}')
 
 
-def test_official_figures_agree(capsys):
+@pytest.mark.parametrize('path', CASES, ids=lambda path: path.stem)
+def test_official_figures_agree(path):
+    agrees, line = parity.check(path)
+    assert agrees, line
+
+
+def test_several_cases(capsys):
     assert parity.check_all([DILATEFORMER, SWIN])
     first, second, last = capsys.readouterr().out.splitlines()
-    *words, error = first.split()
+    *words, error, _, _ = first.split()
     assert words == ['ok', 'dilateformer', 'tiny', '200x304'] and 0 < float(error) < 1e-5
+    assert first.endswith('(tolerance 0.0001)')
     assert second.startswith('ok  graft (host) host_swin_t 224x224  ')
     assert last == '2 of 2 cases agree'
+
+
+@pytest.mark.parametrize('model, variant, expected', [
+    ('convnext', 'tiny', [1e-5] * 4),
+    ('nextvit', 'small-depth2252', [1e-4, 1e-4, 1e-3, 1e-3]),
+    ('spach', 'ms_hybrid_s_plus', [1e-4, 1e-4, 2e-4, 1e-4]),
+    ('spach', 'ms_conv_xxs', [1e-4] * 4),
+    ('swin', 'tiny', [1e-4] * 4),
+])
+def test_tolerances(model, variant, expected):
+    case = parity.Case(model, variant, {}, {}, [{}] * 4)
+    assert parity.tolerances(case) == expected
 
 
 @pytest.mark.parametrize('name, shape, start', [
@@ -95,7 +115,7 @@ def test_tolerance(detuned):
     detuned('norm0.bias', lambda tensor: tensor + 0.002 * deviation)
     assert 'stage 1 first: 0.002 (tolerance 0.0001)' in line_of(SWIN)
     agrees, line = parity.check(SWIN, 3e-3)
-    assert agrees and float(line.split()[-1]) == pytest.approx(0.002)
+    assert agrees and float(line.split()[-3]) == pytest.approx(0.002)
 
 
 def test_not_a_number_differs(detuned):
