@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from backbones.dilateformer import GlobalAttention, MultiDilatedAttention, dilated_attention
-from suite.attention import compare, unfold_attention
+from suite.attention import case, compare
+from suite.attention.dilateformer import unfold_attention
 from suite.speed import measure, peak_bytes
 
 
@@ -62,11 +63,10 @@ def test_heads_take_their_dilations_in_order():
 
 
 def test_ours_equals_the_textbook_form_and_takes_a_third_of_its_memory():
-    found = compare((1, 72, 40, 56), heads=3, repeats=1)
-    assert found['difference'] < 1e-5
-    assert found['memory_forward'] < 1 / 3
-    assert found['memory_both'] < 1 / 3
-
+    found = compare(case('dilateformer', 160, 224), repeats=1)
+    assert found.difference < 1e-5
+    assert found.memory_forward < 1 / 3
+    assert found.memory_both < 1 / 3
 
 def test_global_attention_never_holds_the_square_matrix():
     layer, x = GlobalAttention(48, 2), torch.randn(1, 64, 64, 48)
