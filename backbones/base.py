@@ -154,7 +154,7 @@ class Backbone(nn.Module):
         return state
 
     @classmethod
-    def reference(cls, variant: str) -> dict:
+    def reference(cls, variant: str, size: tuple[int, int]) -> dict:
         """Constructor arguments that make the network the one which parity cases of
-        this variant name tapped."""
+        this variant name and this image size (H, W) tapped."""
         return dict(arch=variant)

@@ -210,7 +210,7 @@ class DilateFormer(Backbone):
                 tensor for name, tensor in state.items() if not name.startswith('head.')}
 
     @classmethod
-    def reference(cls, variant: str) -> dict:
+    def reference(cls, variant: str, size: tuple[int, int]) -> dict:
         """The official cases tap raw stage outputs."""
         return dict(arch=variant, out_norm=False)
 

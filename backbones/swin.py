@@ -199,7 +199,7 @@ class Swin(Backbone):
         return converted
 
     @classmethod
-    def reference(cls, variant: str) -> dict:
+    def reference(cls, variant: str, size: tuple[int, int]) -> dict:
         """The official cases came as hosts of GrafT, without a graft."""
         return dict(arch='tiny' if variant == 'host_swin_t' else variant)
 

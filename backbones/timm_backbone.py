@@ -390,7 +390,7 @@ class TimmBackbone(Backbone):
         return {f'body.{name}': tensor for name, tensor in state.items()}
 
     @classmethod
-    def reference(cls, variant: str) -> dict:
+    def reference(cls, variant: str, size: tuple[int, int]) -> dict:
         return dict(name=variant)
 
 

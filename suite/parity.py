@@ -223,7 +223,8 @@ def check(path: str | Path, tolerance: float | None = None) -> tuple[bool, str]:
     if cls is None:
         return False, f'not built yet  {case}'
     try:
-        net = cls(**cls.reference(case.variant)).eval()
+        size = case.input['height'], case.input['width']
+        net = cls(**cls.reference(case.variant, size)).eval()
     except UserError as error:
         return False, f'not built yet  {case}  {error}'
     try:
