@@ -21,10 +21,10 @@ SIZES = ((224, 224), (512, 512), (800, 1280))
 
 
 class Complexity(NamedTuple):
-    """Learnable numbers, and MACs of one image, both as counts."""
+    """Learnable numbers, and MACs of one image; None at a size that the network refuses."""
 
     parameters: int
-    macs: int
+    macs: int | None
 
 
 def count(net: nn.Module, size: tuple[int, int]) -> Complexity:
@@ -34,6 +34,10 @@ def count(net: nn.Module, size: tuple[int, int]) -> Complexity:
         net: in eval mode; on the meta device nothing is computed.
         size: H, W of the image.
     """
+    parameters = list(net.parameters())
+    total = sum(parameter.numel() for parameter in parameters)
+    if getattr(net, 'size', None) not in (None, tuple(size)):
+        return Complexity(total, None)
     extra = []
 
     def note(module: nn.Module, inputs: tuple, _) -> None:
@@ -41,7 +45,6 @@ def count(net: nn.Module, size: tuple[int, int]) -> Complexity:
 
     hooks = [module.register_forward_hook(note) for module in net.modules()
              if hasattr(module, 'elementwise_macs')]
-    parameters = list(net.parameters())
     image = torch.zeros(1, 3, *size, device=parameters[0].device)
     try:
         # Fused attention kernels are not counted everywhere; their textbook form is.
@@ -51,8 +54,7 @@ def count(net: nn.Module, size: tuple[int, int]) -> Complexity:
     finally:
         for hook in hooks:
             hook.remove()
-    return Complexity(sum(parameter.numel() for parameter in parameters),
-                      counter.get_total_flops() // 2 + sum(extra))
+    return Complexity(total, counter.get_total_flops() // 2 + sum(extra))
 
 
 def of_backbone(name: str, size: tuple[int, int]) -> Complexity:

@@ -25,10 +25,6 @@ def build(name: str, **options) -> Backbone:
     return create(name, **{'drop_path_rate': 0., **options})
 
 
-def images(height: int = 64, width: int = 96, batch: int = 2) -> torch.Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
-
-
 def backward(net: Backbone, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(2)
     maps = net(x)
@@ -64,10 +60,19 @@ def net(shared) -> Backbone:
     return shared.eval()
 
 
+@pytest.fixture
+def images(shared):
+    """Makes batches of noise; for a network of one size they have that size."""
+    def make(height: int = 64, width: int = 96, batch: int = 2) -> torch.Tensor:
+        size = getattr(shared, 'size', None) or (height, width)
+        return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+    return make
+
+
 @torch.no_grad()
-def test_any_size(net):
+def test_any_size(net, images):
     rounds = ROUNDINGS[getattr(net, 'size_rule', 'ceil')]
-    for size in SIZES:
+    for size in [net.size] if getattr(net, 'size', None) else SIZES:
         maps = net(images(*size))
         assert isinstance(maps, tuple) and len(maps) == len(net.out_indices)
         for y, channels, stride in zip(maps, net.out_channels, net.out_strides, strict=True):
@@ -77,7 +82,7 @@ def test_any_size(net):
 
 
 @torch.no_grad()
-def test_sizes_leave_no_trace(net):
+def test_sizes_leave_no_trace(net, images):
     x = images()
     before = net(x)
     net(images(97, 131, batch=1))
@@ -85,33 +90,33 @@ def test_sizes_leave_no_trace(net):
 
 
 @torch.no_grad()
-def test_images_do_not_see_each_other(net):
+def test_images_do_not_see_each_other(net, images):
     x = images(97, 131)
     assert same([y[1:] for y in net(x)], net(x[1:]))
 
 
 @torch.no_grad()
-def test_channels_last_input(net):
+def test_channels_last_input(net, images):
     x = images()
     maps = net(x.to(memory_format=torch.channels_last))
     assert same(maps, net(x)) and all(y.is_contiguous() for y in maps)
 
 
 @torch.no_grad()
-def test_modes(net):
+def test_modes(net, images):
     assert net.train() is net and net.training
     assert net.eval() is net and not any(module.training for module in net.modules())
     assert same(net(images()), net(images()), atol=0)
 
 
 @torch.no_grad()
-def test_autocast_is_finite(net):
+def test_autocast_is_finite(net, images):
     with torch.autocast('cpu', dtype=torch.bfloat16):
         assert all(y.isfinite().all() for y in net(images()))
 
 
 @torch.no_grad()
-def test_state_dict_round_trip(name, net):
+def test_state_dict_round_trip(name, net, images):
     other = create(name).eval()
     assert not same(other(images()), net(images()))
     other.load_state_dict(net.state_dict(), strict=True)
@@ -127,7 +132,7 @@ def test_meta_construction(name, net):
 
 
 @pytest.mark.parametrize('which', ['all', 'last', 'middle'])
-def test_every_parameter_takes_part(name, net, which):
+def test_every_parameter_takes_part(name, net, which, images):
     every = net.out_indices
     chosen = dict(all=every, last=every[-1:], middle=every[1:2])[which]
     some = build(name, out_indices=chosen).train()
@@ -138,7 +143,7 @@ def test_every_parameter_takes_part(name, net, which):
     assert [key for key, p in some.named_parameters() if p.grad is None] == []
 
 
-def test_checkpointing_changes_nothing(name):
+def test_checkpointing_changes_nothing(name, images):
     nets = build(name).train(), build(name, with_cp=True).train()
     nets[1].load_state_dict(nets[0].state_dict())
     runs: tuple[list, list] = [], []
@@ -158,7 +163,7 @@ def test_checkpointing_changes_nothing(name):
 
 
 @pytest.mark.parametrize('stages', [-1, 0, 1, 2])
-def test_frozen_stages(name, stages):
+def test_frozen_stages(name, stages, images):
     net = build(name, frozen_stages=stages, drop_path_rate=0.5).train()
     x = images()
     before = {key: tensor.clone() for key, tensor in net.named_buffers()}
@@ -176,7 +181,7 @@ def test_frozen_stages(name, stages):
     assert all(equal[:max(stages, 0)]) and not all(equal)
 
 
-def test_norm_eval(name):
+def test_norm_eval(name, images):
     x = images()
     for norm_eval in (False, True):
         net = build(name, norm_eval=norm_eval).train()

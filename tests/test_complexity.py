@@ -57,6 +57,11 @@ def test_work_grows_with_the_image():
     assert large.macs == 4 * small.macs
 
 
+def test_a_size_that_a_network_refuses_has_no_work():
+    found = of_backbone('spach_ms_mlp_xxs', (64, 96))
+    assert found.macs is None and found.parameters > 6e6
+
+
 def test_latency_measures_both_passes_in_their_modes():
     class Spy(nn.Module):
         def __init__(self):

@@ -22,7 +22,8 @@ def main():
     for name in args.backbones or backbones.available():
         found = [of_backbone(name, size) for size in sizes]
         print(f'{name:<28}{found[0].parameters / 1e6:>12.2f} M' +
-              ''.join(f'{one.macs / 1e9:>17.3f}' for one in found), flush=True)
+              ''.join(f'{one.macs / 1e9:>17.3f}' if one.macs else f'{"-":>17}' for one in found),
+              flush=True)
 
 
 if __name__ == '__main__':
