@@ -69,7 +69,9 @@ class LayerDecay:
     Args:
         optim_wrapper_cfg: with an ``optimizer`` whose ``lr`` and ``weight_decay`` count for
             parameters of the last layer.
-        paramwise_cfg: layer_decay (default 1.0, off); bias_decay (True): weight decay for
+        paramwise_cfg: layer_decay (default 1.0, off); stage_rates (default none): instead of
+            it, factors of the learning rate of the stem and all downsampling, then of each
+            stage, as in ConvNeXt's segmentation runs; bias_decay (True): weight decay for
             biases; norm_decay (False): for gains and offsets of norms and for the names in
             the backbone's ``no_weight_decay()``.
     """
@@ -79,11 +81,14 @@ class LayerDecay:
         self.optimizer = dict(self.wrapper.pop('optimizer'))
         options = dict(paramwise_cfg or {})
         self.layer_decay = options.pop('layer_decay', 1.0)
+        self.stage_rates = options.pop('stage_rates', None)
         self.bias_decay = options.pop('bias_decay', True)
         self.norm_decay = options.pop('norm_decay', False)
         if options:
             raise UserError(f'LayerDecay has no paramwise setting {", ".join(options)}; it has '
-                            'layer_decay, bias_decay, norm_decay')
+                            'layer_decay, stage_rates, bias_decay, norm_decay')
+        if self.stage_rates and self.layer_decay != 1:
+            raise UserError('LayerDecay: layer_decay and stage_rates exclude each other')
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         model = model.module if is_model_wrapper(model) else model
@@ -102,6 +107,9 @@ class LayerDecay:
         net = getattr(model, 'backbone', None)
         if backbone or not isinstance(net, Backbone):
             return self.optimizer['lr']
+        if self.stage_rates:
+            stage = 0 if 'downsample' in inside else net.stage_id(inside)
+            return self.optimizer['lr'] * [*self.stage_rates, 1.][min(stage, len(self.stage_rates))]
         depth = net.num_layers + 1 - net.layer_id(inside)
         return self.optimizer['lr'] * self.layer_decay ** depth
 

@@ -53,6 +53,19 @@ def test_layer_decay(name, layers, depths):
     assert min(rates.values()) == pytest.approx(1e-3 * 0.8 ** (layers + 1))
 
 
+def test_rates_by_stage():
+    """ConvNeXt's segmentation runs: all downsampling learns as the stem does."""
+    rates = {key: lr for key, (lr, _) in grouped(
+        'hornet_tiny_7x7', stage_rates=[0.1, 0.2, 0.4, 0.6, 0.8]).items()}
+    expected = {'downsample_layers.0.0.weight': 0.1, 'downsample_layers.3.1.weight': 0.1,
+                'stages.0.0.gamma1': 0.2, 'stages.2.17.norm1.weight': 0.6,
+                'stages.3.1.pwconv1.weight': 0.8, 'norm0.weight': 1, 'norm3.bias': 1}
+    assert {key: rates[f'backbone.{key}'] / 1e-3 for key in expected} == pytest.approx(expected)
+    assert rates['neck.0.weight'] == 1e-3
+    with pytest.raises(UserError, match='exclude each other'):
+        grouped('resnet18', layer_decay=0.9, stage_rates=[1])
+
+
 def test_layer_decay_off():
     assert {lr for lr, _ in grouped('resnet18').values()} == {1e-3}
 

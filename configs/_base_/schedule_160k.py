@@ -18,7 +18,9 @@ default_hooks = dict(
 mini_schedule = {
     'auto_scale_lr.base_batch_size': 8,
     'optim_wrapper.optimizer': dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    'optim_wrapper.paramwise_cfg.layer_decay': 1.0,  # nothing is pretrained
+    # Nothing is pretrained.
+    'optim_wrapper.paramwise_cfg.layer_decay': 1.0,
+    'optim_wrapper.paramwise_cfg.stage_rates': None,
     'train_cfg.max_iters': 200,
     'train_cfg.val_interval': 100,
     'default_hooks.checkpoint.interval': 100,

@@ -17,7 +17,9 @@ default_hooks = dict(
 mini_schedule = {
     'auto_scale_lr.base_batch_size': 4,
     'optim_wrapper.optimizer': dict(type='AdamW', lr=8e-4, weight_decay=0.05),
-    'optim_wrapper.paramwise_cfg.layer_decay': 1.0,  # nothing is pretrained
+    # Nothing is pretrained.
+    'optim_wrapper.paramwise_cfg.layer_decay': 1.0,
+    'optim_wrapper.paramwise_cfg.stage_rates': None,
     'train_cfg.max_epochs': 6,
     'train_cfg.val_interval': 2,
     'param_scheduler': [
