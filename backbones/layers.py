@@ -5,6 +5,9 @@ heads first; everything below is independent of who trained it.
 """
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,6 +56,31 @@ def window_reverse(t: Tensor, window: tuple[int, int], size: tuple[int, int]) ->
     return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
+def in_windows(function: Callable[[Tensor], Tensor], x: Tensor, window: int,
+               shift: int = 0) -> Tensor:
+    """Apply a function to every window of a map, padded with zeros to whole windows.
+
+    Args:
+        function: N x tokens x C -> N x tokens x D.
+        x: B x H x W x C.
+        window: side of a window.
+        shift: rows and columns by which the padded map is rolled up and left meanwhile.
+
+    Returns:
+        B x H x W x D.
+    """
+    height, width = x.shape[1:3]
+    x = pad_to_multiple(x, (window, window))
+    padded = x.shape[1:3]
+    if shift:
+        x = x.roll((-shift, -shift), (1, 2))
+    x = function(window_partition(x, (window, window)))
+    x = window_reverse(x, (window, window), padded)
+    if shift:
+        x = x.roll((shift, shift), (1, 2))
+    return x[:, :height, :width]
+
+
 def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
     """What keeps tokens apart that only the roll of a shifted map made neighbours.
 
@@ -88,6 +116,30 @@ def relative_position_bias(table: Tensor) -> Tensor:
     h, w = (side // 2 + 1 for side in table.shape[:2])
     views = table.flip(0, 1).unfold(0, h, 1).unfold(1, w, 1).flip(0, 1)
     return views.permute(2, 0, 1, 3, 4).flatten(3, 4).flatten(1, 2)
+
+
+def window_bias(table: Tensor, mask: Tensor | None, windows: int) -> Tensor:
+    """Relative position bias and shift mask of windows, from a table in Swin's layout.
+
+    Args:
+        table: (2w-1)**2 x heads, for windows of w x w.
+        mask: of ``shift_mask`` where the windows are shifted.
+        windows: their number in all images.
+
+    Returns:
+        heads x w**2 x w**2, with a mask windows x heads x w**2 x w**2.
+    """
+    bias = relative_position_bias(table.unflatten(0, (math.isqrt(len(table)), -1)))
+    if mask is not None:
+        bias = (bias + mask[:, None]).repeat(windows // len(mask), 1, 1, 1)
+    return bias
+
+
+def resize_flat_table(table: Tensor, like: Tensor) -> Tensor:
+    """``resize_table`` for square tables that are stored flat, N**2 x C, to the size of
+    another one."""
+    old, new = (math.isqrt(len(t)) for t in (table, like))
+    return resize_table(table.unflatten(0, (old, old)), (new, new)).flatten(0, 1)
 
 
 def resize_table(table: Tensor, size: tuple[int, int], mode: str = 'bicubic',

@@ -21,7 +21,6 @@ Mask R-CNN 50.4, 43.7 (3x); UperNet 44.51 mIoU, 45.81 multi-scale.
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -30,14 +29,7 @@ from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from .base import Backbone
-from .layers import (
-    pad_to_multiple,
-    relative_position_bias,
-    resize_table,
-    shift_mask,
-    window_partition,
-    window_reverse,
-)
+from .layers import in_windows, pad_to_multiple, resize_flat_table, shift_mask, window_bias
 from .registry import register
 
 _TABLE = 'relative_position_bias_table'
@@ -56,23 +48,12 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        height, width = x.shape[1:3]
-        window, shift = (self.window,) * 2, self.window // 2
-        x = pad_to_multiple(x, window)
-        padded = x.shape[1:3]
-        if mask is not None:
-            x = x.roll((-shift, -shift), (1, 2))
-        x = window_reverse(self.attend(window_partition(x, window), mask), window, padded)
-        if mask is not None:
-            x = x.roll((shift, shift), (1, 2))
-        return self.proj(x[:, :height, :width])
+        shift = 0 if mask is None else self.window // 2
+        return self.proj(in_windows(lambda t: self.attend(t, mask), x, self.window, shift))
 
     def attend(self, t: Tensor, mask: Tensor | None) -> Tensor:
         """Attention without the output projection; windows x tokens x C."""
-        side = 2 * self.window - 1
-        bias = relative_position_bias(self.relative_position_bias_table.unflatten(0, (side, -1)))
-        if mask is not None:
-            bias = (bias + mask[:, None]).repeat(len(t) // len(mask), 1, 1, 1)
+        bias = window_bias(self.relative_position_bias_table, mask, len(t))
         q, k, v = self.qkv(t).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))
         return out.transpose(1, 2).flatten(2)
@@ -193,8 +174,7 @@ class Swin(Backbone):
             if name.endswith(('relative_position_index', 'attn_mask')):
                 continue
             if name.endswith(_TABLE) and name in own:
-                old, new = (math.isqrt(len(table)) for table in (tensor, own[name]))
-                tensor = resize_table(tensor.unflatten(0, (old, old)), (new, new)).flatten(0, 1)
+                tensor = resize_flat_table(tensor, own[name])
             converted[name] = tensor
         return converted
 

@@ -30,7 +30,7 @@ TOLERANCES = {
     r'edgenext .*': 5e-5,
     r'nextvit .*': (1e-4, 1e-4, 1e-3, 1e-3),
     r'spach ms_\w+_s(_plus)?': (1e-4, 1e-4, 2e-4, 1e-4),
-    r'visformer swin_tiny_v2': (1e-4, 1e-4, 3e-3, 1e-4),
+    r'visformer swin_tiny_v2': (1e-4, 1e-4, 1e-4, 3e-3),
 }
 # Networks that GrafT's cases call its hosts.
 HOSTS = dict(host_swin_t='Swin', host_deit_t='DeiT', host_mobilevit_xxs='MobileViT')
