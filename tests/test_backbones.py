@@ -239,7 +239,7 @@ def test_archs(cls):
         spelled_out = cls(dict(cls.archs[default])).state_dict()
         assert {key: tensor.shape for key, tensor in spelled_out.items()} == {
             key: tensor.shape for key, tensor in cls().state_dict().items()}
-    assert sizes[default] == min(sizes.values())
+    assert sizes[default] <= 1.01 * min(sizes.values())
     with pytest.raises(UserError, match='no arch') as error:
         cls('nonsense')
     assert all(arch in str(error.value) for arch in cls.archs)

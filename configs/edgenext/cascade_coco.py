@@ -1,0 +1,7 @@
+"""Cascade Mask R-CNN 1x on COCO with EdgeNeXt-S. Published: nothing found. Settings: Swin's,
+since the authors published none; drop path and no decay of biases are those of their ImageNet
+training."""
+_base_ = ['../_base_/cascade_coco.py']
+
+model = dict(backbone=dict(type='EdgeNeXt', arch='small', drop_path_rate=0.1))
+optim_wrapper = dict(paramwise_cfg=dict(bias_decay=False))
