@@ -43,6 +43,13 @@ def find(name: str) -> Path:
     raise UserError(f'no config {name!r}{closest(name, known)}')
 
 
+def configured_archs() -> dict[str, str]:
+    """System -> the arch that its Mask R-CNN config trains."""
+    backbones = [Config.fromfile(path, lazy_import=False).model.backbone
+                 for path in CONFIGS.glob('[!_]*/maskrcnn_coco.py')]
+    return {cfg['type'].removeprefix('mmengine.'): cfg['arch'] for cfg in backbones}
+
+
 def load(name: str, *, backbone: str | None = None, options: dict | None = None,
          data_root: str | None = None, mini: bool = False) -> Config:
     """Read a config and fill in what follows from its backbone and its data.

@@ -159,7 +159,8 @@ def table(done: dict[Cell, dict]) -> str:
 
 
 def _headline(metrics: dict) -> Iterator[tuple[str, str]]:
-    # ``summary`` says which metrics count and in which unit.
+    # ``summary`` says which metrics count and in which unit; a table needs the main ones.
     for part in summary(metrics).split('  '):
         name, _, value = part.rpartition(' ')
-        yield name, value
+        if name.endswith(('mAP', 'mIoU')):
+            yield name, value

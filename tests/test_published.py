@@ -6,6 +6,7 @@ import pytest
 from backbones import UserError, available, describe, systems
 from suite import published
 from suite.complexity import of_backbone
+from suite.published import table
 
 NETWORKS = {name: describe(name) for name in available()}
 
@@ -64,6 +65,20 @@ def test_faults_are_named(broken, old, new, message):
     broken(old, new)
     with pytest.raises(UserError, match=message.replace('.', r'\.')):
         published.read('Swin')
+
+
+def test_summary_takes_one_result_per_column():
+    header, _, dilateformer, swin = table.summary(dict(Swin='tiny', DilateFormer='small')).split('\n')
+    assert header.startswith('| system | source | top-1 | Mask R-CNN 1x | 3x |')
+    assert swin == ('| Swin tiny | microsoft/Swin-Transformer | 81.3 | 43.7, 39.8 | 46.0, 41.6 | '
+                    '50.4, 43.7 | 44.51, 45.81 |')
+    assert dilateformer.endswith('| 83.3 | - | - | - | 47.1, 47.6 |')
+
+
+def test_all_results_of_a_system():
+    lines = table.everything('swin').splitlines()
+    assert len(lines) == 2 + len(published.read('swin')['results'])
+    assert '| large | classifier | ImageNet-1K | ImageNet-22K |' in lines[5]
 
 
 def test_unknown_system():

@@ -9,7 +9,8 @@ import torch
 
 import backbones
 from backbones.registry import _SYSTEMS
-from suite.config import ROOT
+from suite.config import ROOT, configured_archs
+from suite.published import table
 
 README = (ROOT / 'README.md').read_text()
 
@@ -50,6 +51,10 @@ def test_named_files_exist_and_the_page_is_short():
     for name in re.findall(r'(?:configs|tools|suite|tests|backbones)/[\w/]+\.(?:py|sh)', README):
         assert (ROOT / name).is_file() or name == 'backbones/mynet.py', name
     assert len(README.splitlines()) <= 250
+
+
+def test_published_results_are_those_of_the_data():
+    assert table.summary(configured_archs()) in README
 
 
 @pytest.mark.parametrize('tool', sorted(path.name for path in (ROOT / 'tools').glob('[a-z]*.py')))

@@ -76,7 +76,7 @@ def test_what_was_broken_off_goes_on(fake, tmp_path):
 def test_table():
     def record(box, mask):
         return dict(status='completed', parameters=12_345_678, wall_seconds=61.2,
-                    metrics={'coco/bbox_mAP': box, 'coco/segm_mAP': mask},
+                    metrics={'coco/bbox_mAP': box, 'coco/bbox_mAP_50': 0.9, 'coco/segm_mAP': mask},
                     history=[dict(iteration=100), dict(iteration=300)])
     done = {Cell('b', 'p'): record(0.5, 0.25), Cell('a', 'p'): record(0.75, 0.125),
             Cell('c', 'p'): dict(status='failed')}
