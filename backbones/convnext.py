@@ -32,6 +32,7 @@ from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
 from .base import Backbone
+from .layers import DepthwiseConv2d
 from .registry import register
 
 # The official layer ids put so many blocks of the third stage into one layer.
@@ -49,6 +50,10 @@ _NAMES = {
 
 class Block(ConvNeXtBlock):
     """timm's block with fewer passes over the map. B x C x H x W, channels last in memory."""
+
+    def __init__(self, dim: int, **options):
+        super().__init__(dim, **options)
+        self.conv_dw = DepthwiseConv2d(dim, 7)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.mlp(self.norm(self.conv_dw(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)

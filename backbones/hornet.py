@@ -41,7 +41,7 @@ from timm.layers import DropPath, LayerNorm2d, trunc_normal_
 from torch import Tensor, nn
 
 from .base import Backbone
-from .layers import resize_table
+from .layers import DepthwiseConv2d, resize_table
 from .registry import register
 
 _SCALE = 1 / 3  # of the spatial operator's output, in every variant
@@ -53,11 +53,8 @@ _FILTER = 'complex_weight'
 log = logging.getLogger('backbones')
 
 
-class DepthwiseConv(nn.Conv2d):
+class DepthwiseConv(DepthwiseConv2d):
     """A depthwise convolution that keeps the size. B x H x W x C."""
-
-    def __init__(self, dim: int, kernel: int, bias: bool = True):
-        super().__init__(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

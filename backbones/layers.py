@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def pad_to_multiple(x: Tensor, multiple: tuple[int, int]) -> Tensor:
@@ -101,21 +101,24 @@ def shift_mask(height: int, width: int, window: int, device: torch.device) -> Te
     return (labels[:, :, None] != labels[:, None]) * -100.0
 
 
-def relative_position_bias(table: Tensor) -> Tensor:
+def relative_position_bias(table: Tensor, step: int = 1) -> Tensor:
     """Additive attention mask from a table over relative positions.
 
-    The bias of query (y, x) on key (y', x') is ``table[y - y' + h-1, x - x' + w-1]``. The
-    rows of a query are one h x w view into the flipped table: no index table is kept.
+    The bias of query (y, x) on key (y', x') is ``table[y - y' + h-1, x - x' + w-1]``: the
+    keys of a query are a window into the flipped table. Windows along x, then along y; no
+    index table is kept.
 
     Args:
         table: (2h-1) x (2w-1) x heads.
+        step: queries stand at every ``step``-th row and column of the keys only.
 
     Returns:
-        heads x (h * w) x (h * w), queries before keys.
+        heads x (h/step * w/step) x (h * w), rounded up, queries before keys.
     """
     h, w = (side // 2 + 1 for side in table.shape[:2])
-    views = table.flip(0, 1).unfold(0, h, 1).unfold(1, w, 1).flip(0, 1)
-    return views.permute(2, 0, 1, 3, 4).flatten(3, 4).flatten(1, 2)
+    table = table.flip(0, 1).permute(2, 0, 1)
+    columns = torch.stack(table.unfold(2, w, 1).unbind(2)[::-step], 1).flatten(2)
+    return torch.cat(columns.unfold(2, h * w, w).unbind(2)[::-step], 1)
 
 
 def window_bias(table: Tensor, mask: Tensor | None, windows: int) -> Tensor:
@@ -157,3 +160,53 @@ def resize_table(table: Tensor, size: tuple[int, int], mode: str = 'bicubic',
     grid = table.float().permute(2, 0, 1)[None]
     grid = F.interpolate(grid, size, mode=mode, align_corners=align_corners)
     return grid[0].permute(1, 2, 0).to(table.dtype)
+
+
+class _WideDepthwise(torch.autograd.Function):
+    """A depthwise convolution and its gradients, each by a depthwise convolution again: that
+    of the kernel filters the map, with the output's gradient as kernel, as large as a map."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type='cpu')
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        padding = [side // 2 for side in weight.shape[2:]]
+        return F.conv2d(x, weight, bias, padding=padding, groups=len(weight))
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type='cpu')
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        padding = [side // 2 for side in weight.shape[2:]]
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = F.conv2d(grad, weight.flip(2, 3), padding=padding, groups=len(weight))
+        if ctx.needs_input_grad[1]:
+            maps, size = x.shape[:2].numel(), x.shape[2:]
+            of_weight = F.conv2d(x.reshape(1, maps, *size), grad.reshape(maps, 1, *size),
+                                 padding=padding, groups=maps)
+            of_weight = of_weight.view(len(x), *weight.shape).sum(0)
+        if ctx.needs_input_grad[2]:
+            of_bias = grad.sum((0, 2, 3))
+        return of_x, of_weight, of_bias
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution that keeps the size of a B x C x H x W map.
+
+    On the CPU PyTorch finds the gradient of a kernel from 5 x 5 on many times slower than
+    need be (11 x 11: over 50 times); training there takes a way around it.
+
+    Args:
+        dim: channels.
+        side: of the kernel, odd.
+        bias: whether there is one.
+    """
+
+    def __init__(self, dim: int, side: int, bias: bool = True):
+        super().__init__(dim, dim, side, padding=side // 2, groups=dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cpu and self.kernel_size[0] > 3 and torch.is_grad_enabled():
+            return _WideDepthwise.apply(x, self.weight, self.bias)
+        return super().forward(x)

@@ -68,7 +68,8 @@ def test_faults_are_named(broken, old, new, message):
 
 
 def test_summary_takes_one_result_per_column():
-    header, _, dilateformer, swin = table.summary(dict(Swin='tiny', DilateFormer='small')).split('\n')
+    text = table.summary(dict(Swin='tiny', DilateFormer='small'))
+    header, _, dilateformer, swin = text.splitlines()
     assert header.startswith('| system | source | top-1 | Mask R-CNN 1x | 3x |')
     assert swin == ('| Swin tiny | microsoft/Swin-Transformer | 81.3 | 43.7, 39.8 | 46.0, 41.6 | '
                     '50.4, 43.7 | 44.51, 45.81 |')
