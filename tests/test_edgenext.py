@@ -1,10 +1,10 @@
 """What is EdgeNeXt's own: timm's numbers, both forms of SDTA, three naming schemes."""
 import math
-import re
 
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import difference_to_timm, renamed, stirred
 from timm.models.edgenext import EdgeNeXt as Timm
 
 from backbones import UserError
@@ -25,42 +25,23 @@ NAMES = dict(timm={}, features_only={r'^(stem|stages)\.(\d)': r'\1_\2'}, officia
 @pytest.fixture(scope='module')
 def theirs():
     """timm's classifier, away from its initialisation."""
-    torch.manual_seed(0)
-    net = Timm(num_classes=5, dims=TINY['dims'], depths=TINY['depths'], heads=(2, 2, 2, 2)).eval()
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, mean=0.1, std=0.3)
-    return net
-
-
-def renamed(net, naming):
-    state = {}
-    for name, tensor in net.state_dict().items():
-        for pattern, new in NAMES[naming].items():
-            name = re.sub(pattern, new, name)
-        state[name] = tensor
-    return state
+    return stirred(Timm(num_classes=5, dims=TINY['dims'], depths=TINY['depths'],
+                        heads=(2, 2, 2, 2)))
 
 
 @pytest.mark.parametrize('naming', NAMES)
 def test_equals_timm(theirs, naming, tmp_path):
-    torch.save(dict(model_ema=renamed(theirs, naming)), tmp_path / 'edgenext.pth')
+    torch.save(dict(model_ema=renamed(theirs, NAMES[naming])), tmp_path / 'edgenext.pth')
     ours = EdgeNeXt(TINY).eval()
     report = load_pretrained(ours, tmp_path / 'edgenext.pth')
     own = len(ours.state_dict())
     assert report.startswith(f'loaded {own - 8} of {own} tensors, 100.0% of the parameters')
-    for size in [(97, 131), (33, 65), (224, 64)]:
-        x = torch.randn(2, 3, *size)
-        with torch.no_grad():
-            expected = theirs.forward_intermediates(x, intermediates_only=True)
-            outputs = ours(x)
-        for output, raw in zip(outputs, expected, strict=True):
-            normed = F.layer_norm(raw.permute(0, 2, 3, 1), raw.shape[1:2], eps=1e-6)
-            assert (output - normed.permute(0, 3, 1, 2)).abs().max() < 5e-5
+    assert difference_to_timm(ours, theirs) < 5e-5
 
 
 def test_official_names(theirs):
     """The names converted above are the official ones, and ours."""
-    names = renamed(theirs, 'official').keys()
+    names = renamed(theirs, NAMES['official']).keys()
     assert {'stages.1.1.pos_embd.token_projection.bias', 'stages.3.1.xca.temperature',
             'stages.2.2.convs.1.weight', 'stages.2.0.dwconv.bias', 'stages.0.0.pwconv2.bias',
             'downsample_layers.0.1.bias', 'downsample_layers.3.1.weight', 'stages.1.1.gamma_xca',
