@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
-_CONTAINERS = ('state_dict', 'model', 'module', 'model_ema', 'state_dict_ema')
+_CONTAINERS = ('state_dict', 'model', 'module', 'model_state', 'model_ema', 'state_dict_ema')
 _PREFIXES = ('module.', 'backbone.')
 _ENOUGH = 0.95
 
@@ -72,7 +72,7 @@ def find_weights(content: dict, key: str | None = None) -> tuple[dict[str, Tenso
 
     Args:
         key: which entry to take; default the first of state_dict, model, module,
-            model_ema, state_dict_ema, or the contents themselves.
+            model_state, model_ema, state_dict_ema, or the contents themselves.
     """
     if key is not None and key not in content:
         raise UserError(f'the checkpoint has no entry {key!r}; it has '

@@ -18,7 +18,8 @@ README = (ROOT / 'README.md').read_text()
 @pytest.fixture
 def my_net(tmp_path, monkeypatch):
     """The worked example, as the one file that it is."""
-    code, = re.findall(r'```python\n(.*?)```', README, re.S)
+    page = (ROOT / 'backbones' / 'README.md').read_text()
+    code, = re.findall(r'```python\n(.*?)```', page, re.S)
     (tmp_path / 'mynet.py').write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     import mynet
