@@ -293,7 +293,15 @@ def test_lost_weights(train, tmp_path, monkeypatch, event, iteration, says):
 
 # Ctrl-C
 
-def test_interrupted(train, tmp_path, monkeypatch):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C interrupts, also where the tests themselves run in the background, ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupted(train, tmp_path, monkeypatch, ctrl_c):
     at(monkeypatch, 'after_train_iter', 2, lambda runner: signal.raise_signal(signal.SIGINT))
     outcome = train('maskrcnn_coco', 'train_cfg.max_epochs=2', 'train_cfg.val_interval=1')
     run = tmp_path / 'run'
