@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from .base import Backbone
 from .errors import UserError, closest
+from .layers import DepthwiseConv2d
 from .registry import register
 
 KERNELS = (3, 5, 7, 9)  # of the convolution encoders, by stage
@@ -141,8 +142,7 @@ class ConvEncoder(Encoder):
 
     def __init__(self, dim: int, kernel: int, form: Form, layer_scale: float, drop_path: float):
         super().__init__(dim, form, layer_scale, drop_path)
-        self.dwconv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim,
-                                bias=form.bias)
+        self.dwconv = DepthwiseConv2d(dim, kernel, bias=form.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.mlp(self.dwconv(x))
