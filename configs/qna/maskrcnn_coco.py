@@ -1,0 +1,5 @@
+"""Mask R-CNN 1x on COCO with QnA-ViT-Tiny. Published: nothing found. Settings: Swin's, since
+the authors published none."""
+_base_ = ['../_base_/maskrcnn_coco.py']
+
+model = dict(backbone=dict(type='QnA', arch='tiny', drop_path_rate=0.2))
