@@ -4,6 +4,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import stirred
 
 from backbones import UserError, create
 from backbones.checkpoint import load_pretrained
@@ -13,12 +14,8 @@ SMALL = dict(dims=(8, 24, 16), heads=(1, 3, 4), depths=(1, 2, 3, 0))
 
 
 def build(**options):
-    """A small network whose every parameter matters: none is at 0 or 1."""
-    torch.manual_seed(0)
-    net = CvT(SMALL, **options).eval()
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, mean=0.1, std=0.3)
-    return net
+    """A small network whose every parameter matters."""
+    return stirred(CvT(SMALL, **options))
 
 
 def images(height=97, width=131):
@@ -47,10 +44,7 @@ def textbook(layer, x, size):
 @pytest.mark.parametrize('size', [(6, 8), (5, 7), (1, 3), (1, 1)])
 @torch.no_grad()
 def test_attention_is_the_textbook(size, tokens):
-    torch.manual_seed(0)
-    layer = Attention(12, 3).eval()
-    for parameter in layer.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+    layer = stirred(Attention(12, 3))
     x = torch.randn(2, tokens + size[0] * size[1], 12)
     torch.testing.assert_close(layer(x, size), textbook(layer, x, size), atol=1e-5, rtol=1e-4)
 
