@@ -8,9 +8,9 @@ padding of a batch. Sizes round up.
 
 Official code: ma-xu/FCViT; this is the network of its detection and segmentation code, with
 a fresh norm on every output. Same names and numbers. Differs from it: layer scales start at 1,
-not at 1e-6, from which short runs from scratch stall (checkpoints overwrite them); on the
-CPU the gradients of wide kernels take a faster way (training at 512 x 512: tiny 1.7, b12 1.5
-times as fast).
+not at 1e-6, so that blocks count from the first step of a run from scratch (checkpoints
+overwrite them); on the CPU the gradients of wide kernels take a faster way (training at
+512 x 512: tiny 1.7, b12 1.5 times as fast).
 
 variant  parameters  GMACs 224    512  800x1280  ImageNet-1K top-1 (published)
 tiny          4.5 M       0.90    4.7      18.4  74.9

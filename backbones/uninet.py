@@ -9,9 +9,9 @@ a depthwise convolution in every attention block. Sizes round up.
 Official code: Sense-X/UniNet, a classifier at fixed square sizes; nothing was published for
 dense tasks. Same names and numbers, maps of any shape, fused attention. Ours: the outputs are
 the ends of the stages at stride 4 and 8, of the *second* one at 16, and of the last, each
-behind a LayerNorm (``out_norm``); layer scales start at 1, not at 1e-6, from which short runs
-from scratch stall (checkpoints overwrite them). Another network of this name and title, arXiv
-2110.04035, has other blocks: its figures are not these.
+behind a LayerNorm (``out_norm``); layer scales start at 1, not at 1e-6, so that blocks count
+from the first step of a run from scratch (checkpoints overwrite them). Another network of this
+name and title, arXiv 2110.04035, has other blocks: its figures are not these.
 
 variant  parameters  GMACs 224   512  800x1280  ImageNet-1K top-1 (published), at
 b0            9.8 M       1.08   7.0      47.3  (the same network as b1)       160
@@ -22,7 +22,8 @@ b4           42.1 M       4.34  26.7     161.7  84.4 (figure)                  3
 b5           71.0 M       6.38  38.6     225.5  84.9                           384
 b6          114.8 M      11.63  67.9     365.7  85.6 (figure)                  448
 
-With ImageNet-21K: b5 87.0 (figure), b6 87.4 (README, abstract and figure of Sense-X/UniNet).
+With ImageNet-21K: b5 87.0 (figure), b6 87.4. Sources: README (b1) and figure of
+Sense-X/UniNet, abstract (84.9, 87.4).
 """
 from __future__ import annotations
 
