@@ -7,8 +7,8 @@ learned filter instead and convolve the other half 3 x 3.
 
 Official code: raoyongming/HorNet; this is the network of its detection and segmentation
 code, with a fresh LayerNorm on every output. Same names and numbers; maps are kept B x H x
-W x C, so that 1 x 1 convolutions are linear layers. Layer scales start at 1, not 1e-6, from
-which a run from scratch gets away only after long; every checkpoint overwrites them.
+W x C, so that 1 x 1 convolutions are linear layers. Layer scales start at 1, not 1e-6, so
+that blocks count from the first step of a run from scratch; checkpoints overwrite them.
 
 variant          parameters  GMACs 224  512   800x1280  ImageNet-1K top-1 (published)
 tiny_7x7             21.9 M       3.97  20.7      81.0  82.8
