@@ -15,7 +15,7 @@ An ``rw`` network is another one than the paper's of that number: its activation
 MBConv blocks are a multiple of their input's width, not of their output's, and in the first
 block of a stage attention runs at the width of the input. They expect images scaled to -1 ... 1,
 mean and deviation 127.5; bn_0_rw ImageNet's. 3_rw, rmlp_2_rw and rmlp_3_rw start layer scales
-at 1e-6, which stalls short runs from scratch: pass ``layer_scale=1.`` then, or none.
+at 1e-6.
 
 variant          parameters  GMACs 224  512   800x1280  ImageNet-1K top-1 (published)
 coatnet_0            23.7 M       4.55  27.2     154.1  82.0 (paper; 81.6 with PAPER_BLOCKS)

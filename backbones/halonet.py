@@ -9,10 +9,10 @@ No official code is known; this is timm's network (timm/models/byoanet.py), its 
 convolutional blocks. Ours: attention (one row of blocks after the other, so that what it
 holds stays small; same numbers); any image size, where timm wants multiples of 256 or 224,
 for zeros below and right of a map are to its last blocks what the halo's zeros are; maps lie
-in channels-last memory. H0-H7 are configured as in keras_cv_attention_models, with ReLU and
-H1's heads as in timm; nothing is known about their weights. The 1 x 1 convolution in front
-of some classifiers is left out unless ``final_conv``. haloregnetz_b's weights want images
-normalised with mean and deviation 0.5.
+in channels-last memory; no drop path in blocks without a skip. H0-H7 are configured as in
+keras_cv_attention_models, with ReLU and H1's heads as in timm; nothing is known about their
+weights. The 1 x 1 convolution in front of some classifiers is left out unless ``final_conv``.
+haloregnetz_b's weights want images normalised with mean and deviation 0.5.
 
 variant           parameters  GMACs 224  512   800x1280  ImageNet-1K top-1 (published)
 halonet_h0             5.2 M       1.85   9.2      36.6  not found
@@ -270,6 +270,8 @@ class HaloNet(Backbone):
                     downsample='conv1x1' if arch['residual'] else '',
                     linear_out=not arch['residual'], drop_path_rate=next(rates),
                     layers=replace(layers, self_attn=attention)))
+                if blocks[-1].shortcut is None:
+                    blocks[-1].drop_path = nn.Identity()  # it would blank the image
                 inputs, stride = outputs, 1
             self.stages.append(nn.Sequential(*blocks))
         self.final_conv = nn.Identity()
