@@ -1,4 +1,5 @@
-"""Pieces that several window-attention systems share. Maps here are B x H x W x C.
+"""Pieces that several systems share. Maps here are B x H x W x C, except in modules that
+say otherwise.
 
 A system's own table layout, if it is not height-major, is brought to (2h-1) x (2w-1) x
 heads first; everything below is independent of who trained it.
@@ -6,10 +7,11 @@ heads first; everything below is independent of who trained it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 
@@ -210,3 +212,42 @@ class DepthwiseConv2d(nn.Conv2d):
         if x.is_cpu and self.kernel_size[0] > 3 and torch.is_grad_enabled():
             return _WideDepthwise.apply(x, self.weight, self.bias)
         return super().forward(x)
+
+
+class Pyramid(nn.Module):
+    """Maps of one stride, B x dim x H x W -> strides 4, 8, 16, 32. Ours, after the practice of
+    BEiT and ViTDet.
+
+    From stride 16: two transposed convolutions with a norm and GELU between them, one
+    transposed convolution, nothing, a 2 x 2 max pool whose sizes round up.
+
+    Args:
+        dim: channels, kept.
+        stride: of the incoming maps: 4, 8, 16 or 32.
+        levels: which of the four are wanted, ascending.
+        norm: makes the norm between two transposed convolutions from ``dim``.
+    """
+
+    def __init__(self, dim: int, stride: int = 16, levels: Sequence[int] = (0, 1, 2, 3),
+                 norm: Callable[[int], nn.Module] = LayerNorm2d):
+        super().__init__()
+        self.scales = nn.ModuleList(
+            self._scale(dim, stride, 4 * 2 ** level, norm) for level in levels)
+
+    @staticmethod
+    def _scale(dim: int, stride: int, wanted: int,
+               norm: Callable[[int], nn.Module]) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        while stride > wanted:
+            if layers:
+                layers += norm(dim), nn.GELU()
+            layers.append(nn.ConvTranspose2d(dim, dim, 2, 2))
+            stride //= 2
+        while stride < wanted:
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))
+            stride *= 2
+        return nn.Sequential(*layers)
+
+    def forward(self, maps: Iterable[Tensor]) -> list[Tensor]:
+        """One map per level, B x dim x H x W each -> the same, at the levels' strides."""
+        return [scale(x) for scale, x in zip(self.scales, maps, strict=True)]

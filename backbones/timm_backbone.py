@@ -23,52 +23,18 @@ from collections.abc import Iterable, Sequence
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d
 from timm.models import group_parameters
 from torch import Tensor, nn
 
 from .base import Backbone
 from .errors import UserError, closest
+from .layers import Pyramid
 from .registry import register
 
 _STRIDES = (4, 8, 16, 32)
 # Without and with what ends a model's insistence on the size that it was pretrained at.
 _ANY_SIZE = ({}, {'dynamic_img_size': True})
 _ODD_SIZES = ((97, 131), (33, 65))
-
-
-class Pyramid(nn.Module):
-    """Maps of one stride -> strides 4, 8, 16, 32. Ours, after the practice of BEiT and ViTDet.
-
-    From stride 16: two transposed convolutions with a norm and GELU between them, one
-    transposed convolution, nothing, a 2 x 2 max pool whose sizes round up.
-
-    Args:
-        dim: channels, kept.
-        stride: of the incoming maps: 4, 8, 16 or 32.
-        levels: which of the four are wanted, ascending.
-    """
-
-    def __init__(self, dim: int, stride: int = 16, levels: Sequence[int] = (0, 1, 2, 3)):
-        super().__init__()
-        self.scales = nn.ModuleList(self._scale(dim, stride, _STRIDES[i]) for i in levels)
-
-    @staticmethod
-    def _scale(dim: int, stride: int, wanted: int) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        while stride > wanted:
-            if layers:
-                layers += LayerNorm2d(dim), nn.GELU()
-            layers.append(nn.ConvTranspose2d(dim, dim, 2, 2))
-            stride //= 2
-        while stride < wanted:
-            layers.append(nn.MaxPool2d(2, ceil_mode=True))
-            stride *= 2
-        return nn.Sequential(*layers)
-
-    def forward(self, maps: Iterable[Tensor]) -> list[Tensor]:
-        """One map per level, B x dim x H x W each -> the same, at the levels' strides."""
-        return [scale(x) for scale, x in zip(self.scales, maps, strict=True)]
 
 
 def _build(name: str, options: dict, taps: Sequence[int] | None = None) -> nn.Module:
