@@ -56,6 +56,7 @@ class Backbone(nn.Module):
 
     archs: dict[str, dict] = {}
     added: tuple[str, ...] = ()  # prefixes of modules that no official checkpoint holds
+    reconstruction = False  # built around what a paper tells, where nobody has its network
     depths: Sequence[int]
     out_channels: tuple[int, ...]
     out_strides: tuple[int, ...]

@@ -5,6 +5,7 @@ import argparse
 import ast
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -68,7 +69,7 @@ def guard(main: Callable[[], int | None]) -> int:
     """Run ``main`` and turn what a user can cause into one line and an exit status.
 
     Returns:
-        main's own status, 2 after a UserError, 130 after Ctrl-C.
+        main's own status, 2 after a UserError or DataError, 130 after Ctrl-C.
     """
     try:
         return main() or 0
@@ -87,7 +88,8 @@ def guard(main: Callable[[], int | None]) -> int:
         return 1
     except ValueError as error:
         from backbones.errors import UserError
-        if not isinstance(error, UserError):
+        from histology.errors import DataError
+        if not isinstance(error, UserError | DataError):
             raise
         print(f'error: {reason(error)}', file=sys.stderr)
         return 2
@@ -103,4 +105,4 @@ def reason(error: BaseException) -> str:
     """The line of an error that says what is wrong: the last, since a data-loading worker
     puts its traceback before it."""
     lines = str(error).strip().splitlines() or ['']
-    return lines[-1].rpartition('UserError: ')[-1]
+    return re.split('(?:User|Data)Error: ', lines[-1])[-1]

@@ -17,7 +17,7 @@ from mmengine.dist import init_dist, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
-from mmengine.registry import RUNNERS
+from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import nn
@@ -166,7 +166,9 @@ def build_runner(cfg: Config) -> BenchRunner:
 
 def facts(cfg: Config) -> dict:
     """What a record says of a config."""
-    return dict(config_hash=fingerprint(cfg), backbone=backbone_name(cfg.model.backbone),
+    backbone = cfg.model.backbone
+    return dict(config_hash=fingerprint(cfg), backbone=backbone_name(backbone),
+                reconstruction=getattr(MODELS.get(backbone.type), 'reconstruction', False),
                 protocol=cfg.protocol, mini=cfg.mini, seed=cfg.randomness.seed)
 
 

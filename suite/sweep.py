@@ -143,7 +143,8 @@ def table(done: dict[Cell, dict]) -> str:
         raise UserError('no cell was completed')
     rows = []
     for cell, record in sorted(completed.items(), key=lambda item: str(item[0])):
-        rows.append({'backbone': cell.backbone, 'protocol': cell.protocol, 'seed': str(cell.seed),
+        backbone = cell.backbone + ' (a reconstruction)' * record.get('reconstruction', False)
+        rows.append({'backbone': backbone, 'protocol': cell.protocol, 'seed': str(cell.seed),
                      'parameters': f'{record["parameters"] / 1e6:.1f} M',
                      **dict(_headline(record['metrics'])),
                      'iterations': str(record['history'][-1]['iteration']),

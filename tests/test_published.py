@@ -21,6 +21,7 @@ def test_every_system_is_described(system):
     figures = published.read(system)
     assert figures['system'] == system
     assert figures['networks'].keys() == systems()[system].archs.keys()
+    assert figures.get('reconstruction', False) == systems()[system].reconstruction
     assert {result['arch'] for result in figures['results']} <= figures['networks'].keys()
 
 

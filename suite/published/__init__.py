@@ -7,6 +7,7 @@ None of it was measured here; measured figures live in records (``suite.record``
     paper: Swin Transformer (Liu et al., ICCV 2021)
     arxiv: '2103.14030'
     code: microsoft/Swin-Transformer   # null where there is none
+    reconstruction: true               # only where ours is one: the results are not this network's
     networks:                          # a row per registered arch
       tiny:
         parameters: 28.3               # M, of the published classifier
@@ -45,6 +46,7 @@ from backbones.errors import UserError, closest
 FOLDER = Path(__file__).parent
 METRICS = {'top1', 'box', 'mask', 'miou', 'miou_ms'}
 _TOP = {'system', 'paper', 'arxiv', 'code', 'networks', 'results'}
+_FLAGS = {'reconstruction'}
 _NETWORK = {'parameters', 'backbone', 'macs', 'size', 'counted', 'differs', 'source'}
 _RESULT = {'arch', 'head', 'dataset', 'pretraining', 'schedule', 'size', 'parameters', 'macs',
            'macs_size', 'source', 'note', *METRICS}
@@ -72,7 +74,7 @@ def read(system: str) -> dict:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f'{path}: not yaml ({" ".join(str(error).split())})') from error
-    _check(path.name, content, _TOP, needed=_TOP)
+    _check(path.name, content, _TOP | _FLAGS, needed=_TOP)
     for arch, network in content['networks'].items():
         place = f'{path.name}: networks.{arch}'
         _check(place, network, _NETWORK, needed={'backbone', 'source'})
@@ -98,3 +100,5 @@ def _check(place: str, content: object, known: set[str], needed: set[str]) -> No
             raise UserError(f'{place}: there is no {key!r}{closest(key, known)}')
         if key in _NUMBERS and not isinstance(value, int | float):
             raise UserError(f'{place}: {key} must be a number, got {value!r}')
+        if key in _FLAGS and value is not True:
+            raise UserError(f'{place}: {key} is true or left out, got {value!r}')

@@ -18,7 +18,8 @@ _DATASETS = ('ImageNet-1K', 'COCO', 'ADE20K')
 
 def _row(system: str, arch: str) -> Iterator[str]:
     figures = read(system)
-    yield f'{figures["system"]} {arch}'
+    reconstruction = ' (ours: a reconstruction)' * figures.get('reconstruction', False)
+    yield f'{figures["system"]} {arch}{reconstruction}'
     yield figures['code'] or 'no public code'
     for head, schedule, metrics in COLUMNS.values():
         # From ImageNet-1K alone, at the size of pretraining: what all systems have.
