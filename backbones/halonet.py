@@ -54,7 +54,7 @@ from torch import Tensor, nn
 
 from .base import Backbone
 from .errors import UserError, closest
-from .layers import pad_to_multiple
+from .layers import from_channels_last, pad_to_multiple
 from .registry import register
 
 # Width, kind and pooling, as timm calls them.
@@ -91,26 +91,25 @@ def windows(kv: Tensor, grid: tuple[int, int], block: int, halo: int) -> Iterato
         yield torch.cat([strip[:, :, :-1], strip[:, :, 1:, :2 * halo]], 3)
 
 
-def position_logits(q: Tensor, height_rel: Tensor, width_rel: Tensor) -> Tensor:
+def offset_logits(q: Tensor, height_rel: Tensor, width_rel: Tensor) -> tuple[Tensor, Tensor]:
     """Products of queries with the vectors of their offsets to the keys of a window.
 
     Args:
-        q: ... x side**2 x d, the queries of square blocks, row by row.
+        q: ... x y x x x d, the queries of square blocks.
         height_rel, width_rel: (2w - 1) x d; offset 0, from the block's first pixel to the
             window's first, is at w - 1.
 
     Returns:
-        ... x side**2 x w**2.
+        Two of ... x y * x x w: for the rows of a window, and for its columns.
     """
-    side, window = math.isqrt(q.shape[-2]), len(height_rel) // 2 + 1
-    q = q.unflatten(-2, (side, side))
+    side, window = q.shape[-2], len(height_rel) // 2 + 1
 
     def offsets(table: Tensor) -> Tensor:
         return table.unfold(0, window, 1).flip(0)[:side]
 
     down = torch.einsum('...yxd,ydk->...yxk', q, offsets(height_rel))
     across = torch.einsum('...yxd,xdk->...yxk', q, offsets(width_rel))
-    return (down[..., None] + across[..., None, :]).flatten(-2).flatten(-3, -2)
+    return down.flatten(-3, -2), across.flatten(-3, -2)
 
 
 def halo_attention(q: Tensor, kv: Tensor, height_rel: Tensor, width_rel: Tensor, heads: int,
@@ -120,7 +119,7 @@ def halo_attention(q: Tensor, kv: Tensor, height_rel: Tensor, width_rel: Tensor,
     Args:
         q: B x H/step x W/step x heads * d.
         kv: B x H x W x heads * (d + v), of every head its keys, then its values.
-        height_rel, width_rel: see ``position_logits``.
+        height_rel, width_rel: see ``offset_logits``.
         heads: of the attention.
         block, halo: see ``windows``.
         step: pixels of kv from one query to the next; divides the block. H / step and
@@ -133,15 +132,18 @@ def halo_attention(q: Tensor, kv: Tensor, height_rel: Tensor, width_rel: Tensor,
     depth = q.shape[-1] // heads
     q = q.unflatten(3, (heads, depth)).unflatten(2, (-1, side)).unflatten(1, (-1, side))
     rows, columns = q.shape[1], q.shape[3]
-    # rows x B * heads x columns x side**2 x d
-    q = q.permute(1, 0, 5, 3, 2, 4, 6).flatten(4, 5).flatten(1, 2)
+    # rows x B * heads x columns x y x x x d
+    q = q.permute(1, 0, 5, 3, 2, 4, 6).flatten(1, 2)
     out = []
-    for queries, strip in zip(q, windows(kv, (rows, columns), block, halo)):
+    # Not the fused attention: where a bias has gradients it is the same steps, and slower.
+    for queries, down, across, strip in zip(
+            (q * depth ** -0.5).flatten(3, 4), *offset_logits(q, height_rel, width_rel),
+            windows(kv, (rows, columns), block, halo)):
         strip = strip.unflatten(-1, (heads, -1)).permute(0, 4, 2, 1, 3, 5)
         strip = strip.flatten(3, 4).flatten(0, 1)
-        logits = position_logits(queries, height_rel, width_rel)
-        out.append(F.scaled_dot_product_attention(queries, strip[..., :depth],
-                                                  strip[..., depth:], logits))
+        bias = (down[..., None] + across[..., None, :]).flatten(-2)
+        weights = (queries @ strip[..., :depth].mT + bias).softmax(-1)
+        out.append(weights @ strip[..., depth:])
     out = torch.stack(out).unflatten(3, (side, side)).unflatten(1, (batch, heads))
     return out.permute(1, 0, 4, 3, 5, 2, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
@@ -299,7 +301,7 @@ class HaloNet(Backbone):
             if i in self.out_indices:
                 outputs.append(x)
         outputs[-1] = self.final_conv(outputs[-1])
-        return tuple(y.contiguous() for y in outputs)
+        return tuple(from_channels_last(y) for y in outputs)
 
     def stage_id(self, name: str) -> int:
         return len(self.depths) + 1 if name.startswith('final_conv') else super().stage_id(name)

@@ -214,6 +214,25 @@ class DepthwiseConv2d(nn.Conv2d):
         return super().forward(x)
 
 
+class _FromChannelsLast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.contiguous()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad.contiguous(memory_format=torch.channels_last)
+
+
+def from_channels_last(x: Tensor) -> Tensor:
+    """A map in channels-last memory -> in contiguous memory, B x C x H x W.
+
+    Its gradient goes back as channels-last. ``contiguous()`` would pass it on as it came, and
+    a BatchNorm whose input and gradient lie differently takes 20 times as long on a CPU.
+    """
+    return _FromChannelsLast.apply(x)
+
+
 class Pyramid(nn.Module):
     """Maps of one stride, B x dim x H x W -> strides 4, 8, 16, 32. Ours, after the practice of
     BEiT and ViTDet.
