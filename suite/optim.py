@@ -120,5 +120,5 @@ class LayerDecay:
         if spared:
             keeps = self.norm_decay
         else:
-            keeps = self.bias_decay or not name.endswith('bias')
+            keeps = self.bias_decay or not name.removesuffix('.original').endswith('bias')
         return self.optimizer.get('weight_decay', 0.) if keeps else 0.
