@@ -8,6 +8,8 @@ a marker ``mini.json`` that says which generator made it::
     ROOT/coco/{train,val}2017/000000000001.jpg
     ROOT/ade/ADEChallengeData2016/{images,annotations}/{training,validation}/ADE_*.{jpg,png}
 
+And nuclei in H&E as kumar, consep and cpm17, see ``suite.mini_nuclei``.
+
 A picture depends on the seed, its split and its number alone.
 """
 from __future__ import annotations
@@ -20,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +30,9 @@ import cv2
 import numpy as np
 
 from backbones.errors import UserError, closest
+from histology.catalog import CONSEP_TYPES
+
+from . import mini_nuclei
 
 VERSION = 9  # of the pictures; raise it with every change to what is drawn
 MARKER = 'mini.json'
@@ -36,6 +42,8 @@ MINI_COCO_CLASSES = ('circle', 'square', 'triangle')
 MINI_COCO_PALETTE = ((230, 75, 60), (60, 130, 230), (250, 190, 40))
 MINI_ADE_CLASSES = ('sky', 'grass', *MINI_COCO_CLASSES)
 MINI_ADE_PALETTE = ((150, 205, 240), (95, 165, 80), *MINI_COCO_PALETTE)
+_NUCLEUS = (('nucleus',), ((60, 130, 230),))
+_NUCLEI_PALETTE = ((250, 190, 40), (60, 130, 230), (95, 220, 80), (230, 75, 60))
 
 COCO_IDS = (1, 2, 4)  # with a gap, as COCO's
 _HUES = ((150, 166), (108, 124), (20, 32))  # OpenCV's, to 180: magenta, blue, yellow
@@ -276,7 +284,10 @@ class Kind(NamedTuple):
 
 
 KINDS = {'coco': Kind(_write_coco, 200, MINI_COCO_CLASSES, MINI_COCO_PALETTE),
-         'ade': Kind(_write_ade, 80, MINI_ADE_CLASSES, MINI_ADE_PALETTE)}
+         'ade': Kind(_write_ade, 80, MINI_ADE_CLASSES, MINI_ADE_PALETTE),
+         'kumar': Kind(partial(mini_nuclei.write, 'kumar'), 32, *_NUCLEUS),
+         'consep': Kind(partial(mini_nuclei.write, 'consep'), 32, CONSEP_TYPES, _NUCLEI_PALETTE),
+         'cpm17': Kind(partial(mini_nuclei.write, 'cpm17'), 32, *_NUCLEUS)}
 
 
 def make_mini(root: str | Path, kinds: Sequence[str] = tuple(KINDS), seed: int = 0,
@@ -286,7 +297,7 @@ def make_mini(root: str | Path, kinds: Sequence[str] = tuple(KINDS), seed: int =
     Args:
         seed: not negative; other seeds draw other pictures.
         images: training pictures of each kind; a quarter as many are added for
-            validation. None: 200 for coco, 80 for ade.
+            validation. None: 200 for coco, 80 for ade, 32 of each kind of nuclei.
 
     Raises:
         UserError: a folder holds something else, or cannot be written.

@@ -55,18 +55,31 @@ def _ade(folder: Path, count: int) -> Iterator[Marked]:
                                       for number, colour in enumerate(mini.MINI_ADE_PALETTE, 1)]
 
 
-_READERS = dict(coco=_coco, ade=_ade)
+def _nuclei(folder: Path, count: int) -> Iterator[Marked]:
+    content = json.loads((folder / 'annotations/train.json').read_text())
+    palette = mini.KINDS[folder.name].palette
+    for image in content['images'][:count]:
+        yield cv2.imread(str(folder / 'images' / image['file_name'])), [
+            (codec.decode(nucleus['segmentation']), palette[nucleus['category_id'] - 1], '')
+            for nucleus in content['annotations'] if nucleus['image_id'] == image['id']]
+
+
+_READERS = dict(coco=_coco, ade=_ade, kumar=_nuclei, consep=_nuclei, cpm17=_nuclei)
+_WIDTH = 400  # of a picture
+_FILLED = ('coco', 'ade')  # a colour over the chromatin would hide what is to be seen
 
 
 def _strip(folder: Path) -> np.ndarray:
     """One kind: a line of class names, a row of pictures, a row of annotations."""
     kind, rows = mini.KINDS[folder.name], ([], [])
     for image, regions in _READERS[folder.name](folder, 4):
-        image = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+        size = _WIDTH, round(_WIDTH * image.shape[0] / image.shape[1])
+        image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
         marked = image.copy()
         for mask, rgb, text in regions:
-            mask = cv2.resize(mask, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
-            marked[mask > 0] = 0.45 * marked[mask > 0] + 0.55 * np.array(rgb[::-1])
+            mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+            if folder.name in _FILLED:
+                marked[mask > 0] = 0.45 * marked[mask > 0] + 0.55 * np.array(rgb[::-1])
             edges, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(marked, edges, -1, rgb[::-1], 2, cv2.LINE_AA)
             x, y, _, height = cv2.boundingRect(mask)
@@ -78,8 +91,8 @@ def _strip(folder: Path) -> np.ndarray:
     title = np.full((40, tiles.shape[1], 3), 255, np.uint8)
     _write(title, folder.name, 6, 27, (60, 60, 60))
     for place, (name, rgb) in enumerate(zip(kind.classes, kind.palette)):
-        cv2.circle(title, (100 + 120 * place, 21), 9, rgb[::-1], -1, cv2.LINE_AA)
-        _write(title, name, 116 + 120 * place, 27, (60, 60, 60))
+        cv2.circle(title, (100 + 160 * place, 21), 9, rgb[::-1], -1, cv2.LINE_AA)
+        _write(title, name, 116 + 160 * place, 27, (60, 60, 60))
     return np.concatenate([title, tiles])
 
 

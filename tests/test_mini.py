@@ -19,6 +19,7 @@ from suite.mini import ensure_mini, make_mini
 from suite.preview import preview
 
 ROOT = Path(__file__).parent.parent
+KINDS = ('coco', 'ade')  # nuclei: test_nuclei_mini.py
 
 
 def tree(root: Path) -> dict[str, str]:
@@ -29,7 +30,7 @@ def tree(root: Path) -> dict[str, str]:
 @pytest.fixture(scope='module')
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp('mini')
-    make_mini(root, images=20)
+    make_mini(root, KINDS, images=20)
     return root
 
 
@@ -124,7 +125,7 @@ def test_labels_are_classes_and_unlabelled_seams(root):
 
 
 def test_a_seed_and_a_number_make_a_picture(root, tmp_path):
-    make_mini(tmp_path / 'again', images=20)
+    make_mini(tmp_path / 'again', KINDS, images=20)
     assert tree(tmp_path / 'again') == tree(root)
     make_mini(tmp_path / 'other', ['coco'], images=8, seed=1)
     make_mini(tmp_path / 'fewer', ['coco'], images=8)
@@ -178,7 +179,7 @@ def test_nonsense_is_refused(tmp_path):
 def race(root: Path, start, log: Path) -> None:
     start.wait()
     with log.open('w') as sys.stdout:
-        make_mini(root, images=20)
+        make_mini(root, KINDS, images=20)
 
 
 def test_processes_that_start_together_share_one_set(root, tmp_path):

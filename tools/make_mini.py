@@ -12,11 +12,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--out', default=str(_checkout.ROOT / 'data/mini'), metavar='DIR',
                         help='folder that gets one folder per kind (default: data/mini)')
-    parser.add_argument('--kind', choices=('coco', 'ade', 'all'), default='all')
+    parser.add_argument('--kind', default='all',
+                        choices=('coco', 'ade', 'kumar', 'consep', 'cpm17', 'all'))
     parser.add_argument('--seed', type=int, default=0, help='other seeds draw other pictures')
     parser.add_argument('--images', type=int, metavar='N',
                         help='training pictures, to which a quarter comes for validation '
-                             '(default: 200 for coco, 80 for ade)')
+                             '(default: 200 for coco, 80 for ade, 32 of nuclei)')
     parser.add_argument('--preview', metavar='FILE.png',
                         help='also draw a contact sheet of pictures with their annotations')
     args = parser.parse_args()

@@ -1,0 +1,1 @@
+"""Nuclei instance segmentation in H&E images: Kumar, CoNSeP and CPM-17."""
