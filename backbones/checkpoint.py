@@ -120,9 +120,14 @@ def load_report(net: nn.Module, state: dict[str, Tensor], source: str,
             f'missing {", ".join(missing[:3])}; unexpected {", ".join(extra[:3]) or "none"}'
             + '; it is of another network or of other classes' * whole)
     net.load_state_dict(fits, strict=False)
-    rest = f'; not in it: {", ".join(missing[:4])}' + ', ...' * (len(missing) > 4)
+    # Where a module of modules was added, its name stands for all that it holds.
+    nested = tuple(f'{name}.' for name, module in net.named_modules()
+                   if f'{name}.' in added and any(module.children()))
+    modules = [f'{name}*' for name in nested if any(n.startswith(name) for n in missing)]
+    others = [name for name in missing if not name.startswith(nested)]
+    rest = ', '.join(modules + others[:4] + ['...'] * (len(others) > 4))
     return (f'loaded {len(fits)} of {len(own)} tensors, {share:.1%} of the parameters, from '
-            f'{source}' + rest * bool(missing))
+            f'{source}' + f'; not in it: {rest}' * bool(missing))
 
 
 def load_pretrained(net: nn.Module, checkpoint: str | Path, key: str | None = None) -> str:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from .base import Backbone
 from .errors import UserError
+from .graftable import Graftable
 from .registry import register
 
 _STAGE = re.compile(r'stage(\d)\.')
@@ -110,11 +111,11 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
-class Block(nn.Module):
+class Block(Graftable):
     """Attention and MLP, each behind a norm and with a skip. B x tokens x C."""
 
     def __init__(self, dim: int, heads: int, drop_path: float):
-        super().__init__()
+        super().__init__(dim, heads)
         self.norm1 = nn.LayerNorm(dim)
         self.attn = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim)
@@ -122,7 +123,10 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), size))
+        u = self.norm1(x)
+        x = x + self.drop_path(self.attn(u, size))
+        if self.graft is not None:
+            x = x + self.drop_path(self.graft_tokens(u, size))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 

@@ -24,6 +24,7 @@ from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from .base import Backbone
+from .graftable import Graftable
 from .registry import register
 
 
@@ -97,11 +98,19 @@ class GlobalAttention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
 
-class Block(nn.Module):
-    """Position encoding, attention, MLP, each with a skip. B x C x H x W."""
+class Block(Graftable):
+    """Position encoding, attention, MLP, each with a skip. B x C x H x W.
 
-    def __init__(self, dim: int, attn: nn.Module, drop_path: float):
-        super().__init__()
+    Args:
+        dim, heads: channels and heads.
+        attn: the attention, B x H x W x C.
+        reach: side of the square that it sees; None: all.
+        drop_path: rate.
+    """
+
+    def __init__(self, dim: int, heads: int, attn: nn.Module, reach: int | None,
+                 drop_path: float):
+        super().__init__(dim, heads, window=reach, eps=1e-6)
         self.pos_embed = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = attn
@@ -111,7 +120,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x + self.pos_embed(x)).permute(0, 2, 3, 1)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+        u = self.norm1(x)
+        x = x + self.drop_path(self.attn(u))
+        if self.graft is not None:
+            x = x + self.drop_path(self.graft(u))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x.permute(0, 3, 1, 2)
 
@@ -177,7 +189,8 @@ class DilateFormer(Backbone):
             for _ in range(depth):
                 attn = (MultiDilatedAttention(dim, heads, arch['dilations']) if stage < 2
                         else GlobalAttention(dim, heads))
-                blocks.append(Block(dim, attn, next(rates)))
+                reach = 2 * max(arch['dilations']) + 1 if stage < 2 else None
+                blocks.append(Block(dim, heads, attn, reach, next(rates)))
             self.stages.append(nn.ModuleDict(dict(blocks=nn.ModuleList(blocks))))
             if stage < last:
                 self.stages[stage]['downsample'] = Downsample(dim)

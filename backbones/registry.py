@@ -37,9 +37,11 @@ def available() -> list[str]:
 
 
 def smallest() -> list[str]:
-    """Name of each system's smallest variant, the one that its constructor builds."""
+    """Name of each system's smallest variant: the one that its constructor builds, or, of one
+    that builds none unasked, the first."""
     def default(system: str) -> str:
-        return inspect.signature(_SYSTEMS[system]).parameters['arch'].default
+        cls = _SYSTEMS[system]
+        return inspect.signature(cls).parameters['arch'].default or next(iter(cls.archs))
 
     return sorted(name for name, settings in _names()
                   if settings['arch'] == default(settings['type']))

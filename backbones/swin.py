@@ -29,6 +29,7 @@ from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from .base import Backbone
+from .graftable import Graftable
 from .layers import in_windows, pad_to_multiple, resize_flat_table, shift_mask, window_bias
 from .registry import register
 
@@ -59,11 +60,11 @@ class WindowAttention(nn.Module):
         return out.transpose(1, 2).flatten(2)
 
 
-class Block(nn.Module):
+class Block(Graftable):
     """Window attention and MLP, each behind a norm and with a skip. B x H x W x C."""
 
     def __init__(self, dim: int, heads: int, window: int, drop_path: float):
-        super().__init__()
+        super().__init__(dim, heads, window)
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, window)
         self.norm2 = nn.LayerNorm(dim)
@@ -71,7 +72,10 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), mask))
+        u = self.norm1(x)
+        x = x + self.drop_path(self.attn(u, mask))
+        if self.graft is not None:
+            x = x + self.drop_path(self.graft(u))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 

@@ -242,10 +242,13 @@ def build_backbone(cfg: dict) -> nn.Module:
 
 
 def backbone_name(cfg: dict) -> str:
-    """How people call a configured backbone: 'dilateformer_tiny', 'timm/convnext_tiny'."""
+    """How people call a configured backbone: 'dilateformer_tiny', 'timm/convnext_tiny',
+    'graft_swin_tiny'."""
     system = cfg['type'].removeprefix('mmengine.')
     if system == 'TimmBackbone':
         return f'timm/{cfg["name"]}'
+    if 'host' in cfg:
+        return f'{system.lower()}_{backbone_name(cfg["host"])}'
     arch = cfg.get('arch')
     for name in available():
         if describe(name) == dict(type=system, arch=arch):

@@ -1,0 +1,8 @@
+"""UperNet on ADE20K with MobileViT-XXS. Published: nothing found (the authors' detector is
+SSDLite, their segmentor DeepLabv3). Settings: Swin's, but no drop path, as in the authors'
+pretraining; pixels in [0, 1], as there."""
+_base_ = ['../_base_/upernet_ade20k.py']
+
+model = dict(
+    data_preprocessor=dict(mean=[0, 0, 0], std=[255, 255, 255]),
+    backbone=dict(type='MobileViT', arch='xxs'))
