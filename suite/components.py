@@ -22,5 +22,15 @@ with contextlib.redirect_stdout(io.StringIO()):
     mmseg.utils.register_all_modules(init_default_scope=False)
 
 import backbones  # noqa: E402, F401
+from histology import (  # noqa: E402, F401
+    augment,
+    dataset,
+    detector,
+    evaluator,
+    head,
+    segmentor,
+    transforms,
+)
+from histology import draw as contours  # noqa: E402, F401
 
 from . import data, draw, hooks, metrics, optim, progress, tta  # noqa: E402, F401

@@ -1,4 +1,4 @@
-"""Pictures of predictions: boxes and masks, or colour maps."""
+"""Pictures of predictions: boxes and masks, colour maps, or contours of nuclei."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -20,14 +20,15 @@ def draw(visualizer: Visualizer, image: np.ndarray, sample: BaseDataElement, pat
     """Draw one image's predictions into a file; with ``truth``, beside what is true.
 
     Args:
-        visualizer: mmdet's or mmseg's, with ``dataset_meta`` set.
+        visualizer: mmdet's, mmseg's or that of nuclei, with ``dataset_meta`` set.
         image: H x W x 3, RGB.
         sample: the image's data sample, at the image's own size.
         path: file to write.
-        score: boxes and masks below it are left out.
+        score: boxes and masks below it are left out; nuclei are those of the label map.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    threshold = {} if 'pred_sem_seg' in sample else dict(pred_score_thr=score)
+    boxes = 'pred_instances' in sample and 'pred_nuclei' not in sample
+    threshold = dict(pred_score_thr=score) if boxes else {}
     visualizer.add_datasample(path.stem, image, sample.cpu(), draw_gt=truth, draw_pred=True,
                               show=False, out_file=str(path), **threshold)
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from backbones.checkpoint import load_report, read_checkpoint
 from backbones.errors import UserError
+from histology.export import nuclei_list, save_labels
 
 from .config import classes_of, scope
 from .draw import SCORE, draw
@@ -49,7 +50,8 @@ def build(cfg: Config, checkpoint: str) -> nn.Module:
     return model.to('cuda' if torch.cuda.is_available() else 'cpu').eval()
 
 
-def predict(cfg: Config, checkpoint: str, source: str, out: str, score: float = SCORE) -> Path:
+def predict(cfg: Config, checkpoint: str, source: str, out: str,
+            score: float | None = None) -> Path:
     """Predict every picture of ``source``.
 
     Args:
@@ -57,13 +59,15 @@ def predict(cfg: Config, checkpoint: str, source: str, out: str, score: float = 
         checkpoint: file of a training run.
         source: a picture, or a folder of pictures.
         out: folder for the drawn pictures, ``predictions.json`` and, of a segmentor, label
-            maps (``NAME.labels.png``, 8 bit, class index).
-        score: instances below it are left out.
+            maps (``NAME.labels.png``, 8 bit, class index); of nuclei, their ids (16 bit;
+            ``NAME.labels.tif``, 32 bit, where there are more than 65535).
+        score: instances below it are left out; None: 0.3, of nuclei what ``test_cfg`` says.
 
     Returns:
         Path of ``predictions.json``: a list with one entry per picture: file, width,
         height, and ``instances`` (category, score, bbox [x, y, width, height] in pixels,
-        segmentation as COCO RLE) or ``classes`` (share of the pixels by class).
+        segmentation as COCO RLE), ``classes`` (share of the pixels by class) or ``labels``
+        (file of the label map) and ``nuclei`` (see ``histology.export.nuclei_list``).
 
     Raises:
         UserError: some pictures could not be read; the others were predicted.
@@ -71,6 +75,9 @@ def predict(cfg: Config, checkpoint: str, source: str, out: str, score: float = 
     found, folder = pictures(source), use_work_dir(out, '--out')
     if folder == found[0].parent.resolve():
         raise UserError(f'results would overwrite the pictures in {folder}; choose another --out')
+    if score is not None and 'score' in cfg.model.test_cfg:
+        cfg.model.test_cfg.score = score
+    score = SCORE if score is None else score
     meta = classes_of(cfg.test_dataloader.dataset)
     steps = [step for step in cfg.test_dataloader.dataset.pipeline
              if step.type not in ('LoadAnnotations', 'LoadLabels')]
@@ -104,6 +111,12 @@ def predict(cfg: Config, checkpoint: str, source: str, out: str, score: float = 
 
 
 def _found(sample: BaseDataElement, classes: tuple[str, ...], score: float, path: Path) -> dict:
+    if 'pred_nuclei' in sample:
+        nuclei = sample.pred_nuclei
+        labels = nuclei.labels[0].numpy()
+        types = nuclei.types[0].numpy() if 'types' in nuclei else None
+        return dict(labels=save_labels(labels, path).name,
+                    nuclei=nuclei_list(labels, types, nuclei.get('scores'), classes))
     if 'pred_sem_seg' in sample:
         labels = sample.pred_sem_seg.data[0].numpy().astype(np.uint8)
         mmcv.imwrite(labels, f'{path}.labels.png')

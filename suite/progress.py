@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from .hooks import by_epoch
 
-NAMES = {'coco/bbox_mAP': 'box mAP', 'coco/segm_mAP': 'mask mAP', 'coco/bbox_mAP_50': 'box AP50',
+NAMES = {'nuclei/dice': 'Dice', 'nuclei/aji': 'AJI', 'nuclei/pq': 'PQ',
+         'coco/bbox_mAP': 'box mAP', 'coco/segm_mAP': 'mask mAP', 'coco/bbox_mAP_50': 'box AP50',
          'coco/segm_mAP_50': 'mask AP50', 'mIoU': 'mIoU', 'aAcc': 'pixel accuracy'}
 
 

@@ -163,5 +163,5 @@ def _headline(metrics: dict) -> Iterator[tuple[str, str]]:
     # ``summary`` says which metrics count and in which unit; a table needs the main ones.
     for part in summary(metrics).split('  '):
         name, _, value = part.rpartition(' ')
-        if name.endswith(('mAP', 'mIoU')):
+        if name in ('Dice', 'AJI', 'PQ') or name.endswith(('mAP', 'mIoU')):
             yield name, value

@@ -1,0 +1,5 @@
+"""Mask R-CNN on Kumar with CMT-S. Published: nothing found. Settings: ours."""
+_base_ = ['../_base_/maskrcnn_kumar.py']
+
+model = dict(backbone=dict(type='CMT', arch='cmt_s', drop_path_rate=0.1, norm_eval=True))
+optim_wrapper = dict(paramwise_cfg=dict(bias_decay=False))

@@ -1,0 +1,5 @@
+"""Mask R-CNN on Kumar with ConvNeXt-T. Published: nothing found. Settings: ours."""
+_base_ = ['../_base_/maskrcnn_kumar.py']
+
+model = dict(backbone=dict(type='ConvNeXt', arch='tiny', drop_path_rate=0.4))
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay=0.95, bias_decay=False))

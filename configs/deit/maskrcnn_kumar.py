@@ -1,0 +1,5 @@
+"""Mask R-CNN on Kumar with DeiT-T. Published: nothing found. Settings: ours."""
+_base_ = ['../_base_/maskrcnn_kumar.py']
+
+model = dict(backbone=dict(type='DeiT', arch='tiny', drop_path_rate=0.1))
+sync_bn = 'torch'

@@ -1,0 +1,4 @@
+"""Mask R-CNN on Kumar with FCViT-B12. Published: nothing found. Settings: ours."""
+_base_ = ['../_base_/maskrcnn_kumar.py']
+
+model = dict(backbone=dict(type='FCViT', arch='b12', drop_path_rate=0.))

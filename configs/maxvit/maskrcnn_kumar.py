@@ -1,0 +1,4 @@
+"""Mask R-CNN on Kumar with MaxViT-T. Published: nothing found. Settings: ours."""
+_base_ = ['../_base_/maskrcnn_kumar.py']
+
+model = dict(backbone=dict(type='MaxViT', arch='maxvit_tiny', drop_path_rate=0.2))

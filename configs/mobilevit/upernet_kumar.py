@@ -1,0 +1,7 @@
+"""UperNet with HoVer-Net's outputs on Kumar with MobileViT-XXS. Published: nothing found.
+Settings: ours."""
+_base_ = ['../_base_/upernet_kumar.py']
+
+model = dict(
+    data_preprocessor=dict(mean=[0, 0, 0], std=[255, 255, 255]),
+    backbone=dict(type='MobileViT', arch='xxs'))

@@ -1,0 +1,4 @@
+"""Mask R-CNN on Kumar with QnA-ViT-Tiny. Published: nothing found. Settings: ours."""
+_base_ = ['../_base_/maskrcnn_kumar.py']
+
+model = dict(backbone=dict(type='QnA', arch='tiny', drop_path_rate=0.2))

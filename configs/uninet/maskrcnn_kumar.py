@@ -1,0 +1,4 @@
+"""Mask R-CNN on Kumar with UniNet-B1. Published: nothing found. Settings: ours."""
+_base_ = ['../_base_/maskrcnn_kumar.py']
+
+model = dict(backbone=dict(type='UniNet', arch='b1', drop_path_rate=0., norm_eval=True))

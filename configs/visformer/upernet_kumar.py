@@ -1,0 +1,5 @@
+"""UperNet with HoVer-Net's outputs on Kumar with VisformerV2-S. Published: nothing found.
+Settings: ours."""
+_base_ = ['../_base_/upernet_kumar.py']
+
+model = dict(backbone=dict(type='Visformer', arch='swin_small_v2', drop_path_rate=0.2))
