@@ -233,7 +233,7 @@ def test_ci_lints_and_tests(checkout):
         env={**os.environ, 'CI': 'true', 'PYTHON': str(checkout.python),
              'DENSEBENCH_ENV': str(checkout.root / 'env'), 'FAKE_LOG': str(checkout.log)})
     assert done.returncode == 0, done.stderr
-    assert done.stdout == 'ran ruff check .\nran pytest \n'
+    assert done.stdout == 'ran ruff check .\nran pytest -n 2\n'
 
 
 def test_constraints_pin_what_setup_requires():

@@ -41,8 +41,9 @@ def prepared(tmp_path) -> Path:
 
 
 def read(root: Path, **settings):
-    return DATASETS.build(dict(type='NucleiImages', data_root=f'{root}/', test_mode=True, serialize_data=False,
-                               ann_file='annotations/test.json', **settings))
+    return DATASETS.build(dict(
+        type='NucleiImages', data_root=f'{root}/', ann_file='annotations/test.json',
+        test_mode=True, serialize_data=False, **settings))
 
 
 # Data
@@ -131,7 +132,7 @@ class Local(torch.nn.Module):
 
 
 @pytest.fixture
-def local(monkeypatch):
+def local():
     cfg = config.load('upernet_kumar', backbone='swin_tiny')
     with config.scope(cfg), torch.device('meta'):
         model = MODELS.build(cfg.model)

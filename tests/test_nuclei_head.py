@@ -19,7 +19,7 @@ CHANNELS, STRIDES = (8, 12, 16, 20), (4, 8, 16, 32)
 
 def head(kind: str = 'HoverHead', **settings) -> torch.nn.Module:
     torch.manual_seed(0)
-    return MODELS.build(dict(type=f'mmseg.{kind}', **{**dict(
+    return MODELS.build(dict(type=f'mmengine.{kind}', **{**dict(
         num_classes=1, in_channels=list(CHANNELS), in_index=[0, 1, 2, 3], channels=16,
         fine_channels=4, norm_cfg=dict(type='BN')), **settings}))
 
