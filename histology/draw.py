@@ -12,7 +12,7 @@ from mmengine.structures import BaseDataElement, PixelData
 from mmengine.visualization import Visualizer
 from skimage.segmentation import find_boundaries
 
-from .errors import DataError
+from .labels import read_map
 
 _LEAST_SIDE = 512  # px; smaller pictures are enlarged, so that contours do not hide nuclei
 _GAP = 6  # px of white between truth and prediction
@@ -51,18 +51,6 @@ def _colours(count: int) -> np.ndarray:
     hues = 15 + 80 * (np.arange(count) * 0.6180339887498949 % 1)  # OpenCV's, to 180
     hsv = np.stack([hues, np.full(count, 255), np.full(count, 255)], -1)
     return cv2.cvtColor(hsv.astype(np.uint8)[None], cv2.COLOR_HSV2RGB)[0]
-
-
-def read_map(path: str) -> np.ndarray:
-    """A prepared map of ids or types, H x W.
-
-    Raises:
-        DataError: it is absent or no picture.
-    """
-    labels = cv2.imread(path, cv2.IMREAD_UNCHANGED)
-    if labels is None:
-        raise DataError(f'label map {path} is missing or no picture; prepare the data again')
-    return labels
 
 
 @VISUALIZERS.register_module()

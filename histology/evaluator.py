@@ -9,8 +9,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
-from .draw import read_map
 from .errors import DataError
+from .labels import read_map
 from .metrics import SCORES, f1_scores, nuclei_scores, type_counts
 
 _HEADINGS = dict(zip(SCORES, ('Dice', 'AJI', 'AJI+', 'DQ', 'SQ', 'PQ')))

@@ -1,15 +1,30 @@
 """Label maps: one integer per pixel, 0 background, every nucleus an id of its own.
 
-All functions take H x W maps of any integer type without negative values, leave them as
+Functions on maps take H x W of any integer type without negative values, leave them as
 they are, and return H x W int32.
 """
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import cv2
 import numpy as np
 from pycocotools import mask as codec
 from skimage import measure
+
+from .errors import DataError
+
+
+def read_map(path: str) -> np.ndarray:
+    """A prepared map of ids (H x W uint16) or types (uint8).
+
+    Raises:
+        DataError: it is absent or no picture.
+    """
+    labels = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    if labels is None:
+        raise DataError(f'label map {path} is missing or truncated; prepare the data again')
+    return labels
 
 
 def relabel(labels: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ from . import coco
 from .catalog import DATASETS, DataSet
 from .errors import DataError
 from .formats import Annotation, read_image, read_mat, read_xml
-from .labels import encode
+from .labels import encode, read_map
 from .source import Item, find, listed
 
 VERSION = 1  # of the layout
@@ -222,7 +222,7 @@ def _write_types(folder: Path, images: Sequence[_Image]) -> None:
     for image in images:
         path = folder / 'types' / image.whole.file_name
         path.parent.mkdir(parents=True, exist_ok=True)
-        labels = cv2.imread(str(folder / 'labels' / image.whole.file_name), cv2.IMREAD_UNCHANGED)
+        labels = read_map(str(folder / 'labels' / image.whole.file_name))
         _save(path, np.concatenate([[0], image.types]).astype(np.uint8)[labels])
 
 

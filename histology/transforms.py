@@ -22,14 +22,12 @@ from mmengine.structures import PixelData
 from mmseg.datasets.transforms import PackSegInputs
 
 from .errors import DataError
-from .labels import separate
+from .labels import read_map, separate
 from .targets import boundary_classes, hv_maps
 
 
 def _read(path: str, shape: tuple[int, int], image: str) -> np.ndarray:
-    labels = cv2.imread(path, cv2.IMREAD_UNCHANGED)
-    if labels is None:
-        raise DataError(f'label map {path} is missing or truncated; prepare the data again')
+    labels = read_map(path)
     if labels.shape != shape:
         raise DataError(f'label map {path} is {" x ".join(map(str, labels.shape))}, its image '
                         f'{image} {" x ".join(map(str, shape))} pixels; prepare the data again')

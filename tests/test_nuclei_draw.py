@@ -94,7 +94,7 @@ def test_truth_lies_beside_prediction(visualizer, tmp_path, typed):
 
 def test_truth_that_is_gone_is_one_line(visualizer, tmp_path):
     sample = BaseDataElement(metainfo=dict(label_path=str(tmp_path / 'gone.png')))
-    with pytest.raises(DataError, match='gone.png is missing or no picture; prepare'):
+    with pytest.raises(DataError, match='gone.png is missing or truncated; prepare'):
         visualizer.add_datasample('x', np.zeros((8, 8, 3), np.uint8), sample)
 
 
