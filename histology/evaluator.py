@@ -73,7 +73,8 @@ class NucleiMetric(BaseMetric):
         del metrics['images']
         for name, scores in means.items():
             metrics |= {f'{name.replace(" ", "_")}/{key}': scores[key] for key in SCORES}
-        return metrics | types
+        # JSON has no nan, and a type that nobody has no score.
+        return {name: value for name, value in (metrics | types).items() if not np.isnan(value)}
 
     def _check(self, results: list[dict]) -> None:
         """Every image once: a mean over others is the score of another data set."""

@@ -79,12 +79,13 @@ class Checkpoint(Hook):
     Args:
         interval: epochs (iterations in iteration-based training) between two saves.
         keep: number of checkpoints kept, besides the best.
-        best: metric by which ``best.pth`` is chosen; larger is better.
+        best: metric by which ``best.pth`` is chosen; larger is better. None: the last one
+            counts, as where validation is on test images.
     """
 
     priority = 'VERY_LOW'
 
-    def __init__(self, interval: int, keep: int, best: str):
+    def __init__(self, interval: int, keep: int, best: str | None):
         self.interval = interval
         self.keep = keep
         self.best = best

@@ -245,6 +245,8 @@ def test(cfg: Config, checkpoint: str, work_dir: str | None = None, tta: bool = 
     Returns:
         The metrics.
     """
+    if tta and 'tta_pipeline' not in cfg:
+        raise UserError(f'{cfg.protocol} has no views to merge; leave --tta out')
     connect(cfg, launcher)
     _check(checkpoint)
     beside = Path(checkpoint).with_name('test_tta' if tta else 'test')

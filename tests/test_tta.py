@@ -11,7 +11,8 @@ from mmengine.config import ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, TRANSFORMS
 
-from suite import config
+from backbones import UserError
+from suite import config, run
 
 RESIZE = dict(type='Resize', scale=(160, 120), keep_ratio=True)
 KEYS = ('img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
@@ -146,3 +147,9 @@ def test_views_of_a_segmentor(segment):
     both = segment(0., 1.)
     assert both.shape == plain.shape and not torch.equal(both, segment(1.))
     assert torch.equal(both, segment(1., 0.))
+
+
+def test_a_protocol_without_views_says_so(tiny, tmp_path):
+    cfg = tiny('upernet_kumar')
+    with pytest.raises(UserError, match='upernet_kumar has no views to merge; leave --tta out'):
+        run.test(cfg, str(tmp_path / 'any.pth'), tta=True)
