@@ -24,7 +24,7 @@ def add_config_arguments(args: argparse.ArgumentParser) -> None:
     args.add_argument('--mini', action='store_true',
                       help='a trial of minutes on small synthetic data')
     args.add_argument('--data-root', metavar='DIR',
-                      help='folder that holds coco/, ade/ (default: data/)')
+                      help='folder that holds coco/, ade/, kumar/, ... (default: data/)')
     args.add_argument('--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE',
                       help='override settings, e.g. model.backbone.arch=small')
 

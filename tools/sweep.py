@@ -17,7 +17,8 @@ Cells that are completed are not run again; one that was broken off goes on.''')
     args.add_argument('--seeds', nargs='+', type=int, default=[0], metavar='N')
     args.add_argument('--mini', action='store_true', help='small synthetic data')
     args.add_argument('--amp', action='store_true', help='mixed precision')
-    args.add_argument('--data-root', metavar='DIR', help='folder that holds coco/, ade/')
+    args.add_argument('--data-root', metavar='DIR',
+                      help='folder that holds coco/, ade/, kumar/, ...')
     args.add_argument('--work-dir', default='work_dirs/sweep', metavar='DIR',
                       help='folder for all results (default: work_dirs/sweep)')
     args.add_argument('--jobs', type=int, default=os.cpu_count(), metavar='N',
