@@ -145,7 +145,7 @@ def test_protocols_differ_by_data_and_detector_alone(protocol):
     stages = cfg.model.train_cfg.rcnn if kind == 'cascade' else [cfg.model.train_cfg.rcnn]
     assert [stage.assigner.pos_iou_thr for stage in stages] == [0.5, 0.6, 0.7][:len(stages)]
     assert {stage.assigner.ignore_iof_thr for stage in [*stages, cfg.model.train_cfg.rpn]} == {0.5}
-    assert cfg.model.test_cfg.rcnn.max_per_img == 1000
+    assert cfg.model.test_cfg.rcnn.max_per_img == 500
     assert cfg.train_cfg.val_interval == cfg.train_cfg.max_iters  # test images choose nothing
 
 
@@ -180,6 +180,30 @@ def test_a_network_predicts_an_image_larger_than_its_window(protocol):
     assert sample.pred_nuclei.labels.shape == (1, 150, 200) and sample.pred_nuclei.labels.any()
     assert ('types' in sample.pred_nuclei) == (protocol == 'maskrcnn_consep')
     assert sample.img_id == 7
+
+
+def test_tests_at_the_magnification_of_training():
+    for mini in (False, True):
+        cfg = config.load('maskrcnn_kumar', backbone='dilateformer_tiny', mini=mini)
+        step, = [step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'Magnify']
+        assert step.factor == cfg.model.test_cfg.magnification == (1 if mini else 2)
+
+
+def test_proposals_are_chosen_by_score():
+    cfg = config.load('maskrcnn_kumar', backbone='dilateformer_tiny', options={
+        'model.backbone.arch': TINY, 'model.neck.out_channels': 16})
+    torch.manual_seed(0)
+    with config.scope(cfg):
+        head = MODELS.build(cfg.model).rpn_head.eval()
+    nn.init.normal_(head.rpn_cls.weight, std=0.5)
+    nn.init.constant_(head.rpn_cls.bias, -1.)
+    maps = [torch.randn(1, 16, 128 // stride, 128 // stride) for stride in (4, 8, 16, 32, 64)]
+    meta = dict(img_shape=(128, 128))
+    found, = head.predict_by_feat(*head(maps), batch_img_metas=[meta])
+    cfg.model.test_cfg.rpn.nms.score_threshold = 0.
+    every, = head.predict_by_feat(*head(maps), batch_img_metas=[meta],
+                                  cfg=cfg.model.test_cfg.rpn)
+    assert found.scores.min() > 0.2 and len(found) == (every.scores > 0.2).sum() < len(every)
 
 
 # Average precision
