@@ -1,11 +1,8 @@
 """Nuclei of CoNSeP as instances of four types, as Kumar's; tested on all 14 test images."""
-_base_ = ['nuclei_instances.py']
+_base_ = ['nuclei_instances.py', 'types_consep.py']
 
-types = dict(
-    classes=('miscellaneous', 'inflammatory', 'epithelial', 'spindle-shaped'),
-    palette=[(250, 190, 40), (60, 130, 230), (95, 220, 80), (230, 75, 60)])
-train_dataloader = dict(dataset=dict(data_root='data/consep/', metainfo=types))
-val_dataloader = dict(dataset=dict(data_root='data/consep/', metainfo=types))
+train_dataloader = dict(dataset=dict(data_root='data/consep/', metainfo=_base_.types))
+val_dataloader = dict(dataset=dict(data_root='data/consep/', metainfo=_base_.types))
 test_dataloader = val_dataloader
 
 val_evaluator = [
