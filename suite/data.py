@@ -24,6 +24,7 @@ from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
 
 from backbones.errors import UserError
+from histology import catalog
 
 from . import ops
 
@@ -59,6 +60,11 @@ def _require_files(paths: Sequence[str], what: str) -> None:
         if bad:
             raise UserError(f'{len(bad)} of {len(paths)} {what} are {verdict}, the first is '
                             f'{bad[0]}; {_AGAIN}. {_ELSEWHERE}')
+
+
+def _how_to_prepare(root: str) -> str:
+    name = os.path.basename(os.path.normpath(root))
+    return f' (tools/prepare_nuclei.py {name} makes them)' if name in catalog.DATASETS else ''
 
 
 # COCO
@@ -101,9 +107,10 @@ class CocoInstances(CocoDataset):
     """
 
     def load_data_list(self) -> list[dict]:
-        _require_folders([self.data_root or os.path.dirname(self.ann_file)],
-                         'annotations/instances_train2017.json and train2017/, and the same '
-                         'of val2017')
+        root = self.data_root or os.path.dirname(self.ann_file)
+        _require_folders([root], ' and '.join(
+            os.path.relpath(path, root) for path in (self.ann_file, self.data_prefix['img']))
+            + _how_to_prepare(root))
         self.skipped: Counter[str] = Counter()
         data_list = super().load_data_list()
         _require_files([info['img_path'] for info in data_list],

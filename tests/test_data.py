@@ -174,8 +174,15 @@ def test_nothing_is_left_out_of_evaluation(root):
 def test_a_missing_data_folder_is_told_with_what_belongs_there(tmp_path):
     text = complaint(coco, tmp_path)
     assert text.startswith(f'data folder {tmp_path}/coco is missing')
-    for word in (TRAIN, 'train2017/', '--mini', '--data-root'):
+    for word in (TRAIN, 'and train2017', '--mini', '--data-root'):
         assert word in text
+
+
+def test_missing_nuclei_are_told_with_what_prepares_them(tmp_path):
+    with pytest.raises(UserError, match='annotations/train_tiles.json and tiles .tools/prepare_'
+                                        'nuclei.py cpm17 makes them'):
+        data.CocoInstances(ann_file='annotations/train_tiles.json', data_prefix=dict(img='tiles/'),
+                           data_root=f'{tmp_path}/cpm17/', metainfo=dict(classes=('nucleus',)))
 
 
 @pytest.mark.parametrize('content, expected', [

@@ -61,7 +61,7 @@ def rename_category(path: Path) -> None:
 # Data
 
 @pytest.mark.parametrize('spoil, file, says', [
-    (shutil.rmtree, 'coco', ('coco/ is missing', 'train2017/', '--mini', '--data-root')),
+    (shutil.rmtree, 'coco', ('coco/ is missing', 'and train2017', '--mini', '--data-root')),
     (Path.unlink, ANNOTATIONS, ('cannot read', ANNOTATIONS, '--mini')),
     (truncate, ANNOTATIONS, (ANNOTATIONS, 'truncated')),
     (rename_category, ANNOTATIONS, ('lacks the categories square', 'pentagon')),
