@@ -26,13 +26,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from . import swin
 from .base import Backbone
-from .layers import in_windows, shift_mask, window_bias
+from .layers import in_windows, shift_mask
 from .registry import register
 
 
@@ -75,13 +74,6 @@ class LocalWindowAttention(swin.WindowAttention):
         shift = 0 if mask is None else self.window // 2
         qkv = self.local(self.qkv(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.proj(in_windows(lambda t: self.attend(t, mask), qkv, self.window, shift))
-
-    def attend(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
-        """windows x tokens x 3C -> windows x tokens x C."""
-        bias = window_bias(self.relative_position_bias_table, mask, len(qkv))
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))
-        return out.transpose(1, 2).flatten(2)
 
 
 class Block(swin.Block):

@@ -50,12 +50,13 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         shift = 0 if mask is None else self.window // 2
-        return self.proj(in_windows(lambda t: self.attend(t, mask), x, self.window, shift))
+        return self.proj(in_windows(lambda t: self.attend(self.qkv(t), mask), x,
+                                    self.window, shift))
 
-    def attend(self, t: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention without the output projection; windows x tokens x C."""
-        bias = window_bias(self.relative_position_bias_table, mask, len(t))
-        q, k, v = self.qkv(t).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def attend(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention between the projections; windows x tokens x 3C -> windows x tokens x C."""
+        bias = window_bias(self.relative_position_bias_table, mask, len(qkv))
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))
         return out.transpose(1, 2).flatten(2)
 

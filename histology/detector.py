@@ -16,12 +16,10 @@ from mmdet.structures import DetDataSample
 from mmengine.registry import MODELS
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .merge import crop, encode, paint, suppress
-from .tiling import Window, windows
+from .tiling import Window, progress, windows
 
-_MANY = 50  # windows from which on a person wants to see that something happens
 _SEAM = 2  # px by which windows may differ about a centre; the copies go in the merge
 
 
@@ -70,8 +68,12 @@ class _Windowed:
         """All nuclei of an image (3 x H x W uint8), by falling score; masks are crops."""
         todo = [self._on_grid(window) for window in windows(
             *image.shape[1:], self.test_cfg.window, self.test_cfg.overlap)]
-        bar = tqdm(todo, desc='windows', leave=False, disable=None if len(todo) >= _MANY else True)
-        found = InstanceData.cat([self._look(image, window) for window in bar])
+        pieces = []
+        with progress(len(todo)) as bar:
+            for window in todo:
+                pieces.append(self._look(image, window))
+                bar.update()
+        found = InstanceData.cat(pieces)
         return found[suppress(found.masks, found.scores.numpy())]
 
     def _on_grid(self, window: Window) -> Window:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -114,8 +115,8 @@ def read_mat(path: str | Path) -> Annotation:
                         f'{found or "nothing"})')
     raw = arrays['inst_map']
     if raw.ndim != 2 or not raw.size or raw.dtype.kind not in 'biuf':
-        raise DataError(f'label {path}: inst_map is {raw.dtype} of {_size(raw.shape)}; it must '
-                        'have one id per pixel')
+        raise DataError(f'label {path}: inst_map is {raw.dtype} of {dimensions(raw.shape)}; it '
+                        'must have one id per pixel')
     ids, labels = np.unique(raw, return_inverse=True)
     wrong = ids[~((ids >= 0) & (ids == np.round(ids)) & np.isfinite(ids))]
     if len(wrong):
@@ -153,8 +154,8 @@ def _types(path: Path, arrays: dict, labels: np.ndarray, count: int,
         return listed
     drawn = arrays['type_map']
     if drawn.shape != labels.shape:
-        raise DataError(f'label {path}: type_map is {_size(drawn.shape)}, inst_map '
-                        f'{_size(labels.shape)} pixels (height x width)')
+        raise DataError(f'label {path}: type_map is {dimensions(drawn.shape)}, inst_map '
+                        f'{dimensions(labels.shape)} pixels (height x width)')
     inside = labels > 0
     numbers, index = np.unique(drawn[inside], return_inverse=True)
     votes = np.zeros((count, len(numbers)), np.int64)
@@ -249,5 +250,6 @@ def _outline(path: Path, number: int, region: ElementTree.Element) -> tuple[list
     return [y for y, _ in points], [x for _, x in points]
 
 
-def _size(shape: tuple[int, ...]) -> str:
+def dimensions(shape: Sequence[int]) -> str:
+    """'1000 x 1000', as errors and records say it."""
     return ' x '.join(map(str, shape))

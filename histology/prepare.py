@@ -32,7 +32,7 @@ from tqdm import tqdm
 from . import coco
 from .catalog import DATASETS, DataSet
 from .errors import DataError
-from .formats import Annotation, read_image, read_mat, read_xml
+from .formats import Annotation, dimensions, read_image, read_mat, read_xml
 from .labels import encode, read_map
 from .source import Item, find, listed
 
@@ -147,12 +147,12 @@ def _read(data: DataSet, item: Item) -> tuple[np.ndarray, Annotation, dict[str, 
     else:
         annotation = read_mat(item.label)
     if annotation.labels.shape != shape:
-        raise DataError(f'label {item.label} is {_size(annotation.labels.shape)}, its image '
-                        f'{_size(shape)} pixels (height x width)')
+        raise DataError(f'label {item.label} is {dimensions(annotation.labels.shape)}, its image '
+                        f'{dimensions(shape)} pixels (height x width)')
     least, most = data.sizes
     if not (least <= min(shape) and max(shape) <= most):
         expected = f'{least}' if least == most else f'{least} to {most}'
-        odd[f'{_size(shape)} pixels, not {expected} a side'] = ''
+        odd[f'{dimensions(shape)} pixels, not {expected} a side'] = ''
     return pixels, annotation, odd | annotation.notes
 
 
@@ -174,10 +174,6 @@ def _write(folder: Path, item: Item, pixels: np.ndarray, annotation: Annotation)
 
 def _save(path: Path, pixels: np.ndarray) -> None:
     path.write_bytes(cv2.imencode('.png', pixels)[1].tobytes())
-
-
-def _size(shape: Sequence[int]) -> str:
-    return ' x '.join(map(str, shape))
 
 
 def _in_both(images: Sequence[_Image]) -> list[str]:
@@ -249,4 +245,4 @@ def _write_annotations(folder: Path, images: Sequence[_Image], holdout: Sequence
 def _summary(images: Sequence[_Image], split: str) -> dict:
     wholes = [image.whole for image in images if image.item.part.split == split]
     return dict(images=len(wholes), nuclei=sum(len(whole.nuclei) for whole in wholes),
-                sizes=dict(Counter(_size((whole.height, whole.width)) for whole in wholes)))
+                sizes=dict(Counter(dimensions((whole.height, whole.width)) for whole in wholes)))

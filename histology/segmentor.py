@@ -11,11 +11,9 @@ from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor
-from tqdm import tqdm
 
-from .tiling import Window, windows
+from .tiling import Window, progress, windows
 
-_MANY = 50  # windows from which on a person wants to see that something happens
 _GRID = 32  # px, the coarsest stride of a backbone
 
 
@@ -79,8 +77,7 @@ class NucleiSegmentor(EncoderDecoder):
         image = image[:, rows][:, :, columns]
         todo = windows(*image.shape[1:], side, self.test_cfg['overlap'])
         whole = np.empty((sum(self.decode_head.outputs.values()), *image.shape[1:]), np.float32)
-        with tqdm(total=len(todo), desc='windows', leave=False,
-                  disable=None if len(todo) >= _MANY else True) as bar:
+        with progress(len(todo)) as bar:
             for start in range(0, len(todo), batch):
                 self._fill(whole, image, todo[start:start + batch])
                 bar.update(len(todo[start:start + batch]))

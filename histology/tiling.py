@@ -3,7 +3,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 from .errors import DataError
+
+_MANY = 50  # windows from which on a person wants to see that something happens
 
 
 class Window(NamedTuple):
@@ -51,3 +55,9 @@ def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int, int]]:
     starts = positions(length, tile, tile - 2 * overlap)
     middles = [(one + tile + other) // 2 for one, other in zip(starts, starts[1:])]
     return list(zip(starts, [0, *middles], [*middles, length]))
+
+
+def progress(total: int) -> tqdm:
+    """A bar for the windows of one image, shown on a terminal where they are many."""
+    return tqdm(total=total, desc='windows', leave=False,
+                disable=None if total >= _MANY else True)

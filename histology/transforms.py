@@ -22,6 +22,7 @@ from mmengine.structures import PixelData
 from mmseg.datasets.transforms import PackSegInputs
 
 from .errors import DataError
+from .formats import dimensions
 from .labels import read_map, separate
 from .targets import boundary_classes, hv_maps
 
@@ -29,8 +30,8 @@ from .targets import boundary_classes, hv_maps
 def _read(path: str, shape: tuple[int, int], image: str) -> np.ndarray:
     labels = read_map(path)
     if labels.shape != shape:
-        raise DataError(f'label map {path} is {" x ".join(map(str, labels.shape))}, its image '
-                        f'{image} {" x ".join(map(str, shape))} pixels; prepare the data again')
+        raise DataError(f'label map {path} is {dimensions(labels.shape)}, its image '
+                        f'{image} {dimensions(shape)} pixels; prepare the data again')
     return labels
 
 
