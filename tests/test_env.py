@@ -226,14 +226,28 @@ def test_no_command_is_one_line(checkout):
     assert checkout.asked() == []
 
 
-def test_ci_lints_and_tests(checkout):
+@pytest.mark.parametrize('browser', [True, False])
+def test_ci_lints_and_tests(checkout, tmp_path, browser):
+    programs = tmp_path / 'programs'
+    programs.mkdir()
+    for name in ('apt-get', *('chromium', 'chromedriver') * browser):
+        (programs / name).write_text(f'#!/bin/bash\necho "{name} $*" >>"$APT_LOG"\n')
+        (programs / name).chmod(0o755)
+    for name in ('bash', 'cat', 'chmod', 'cksum', 'dirname', 'flock', 'ls', 'mkdir', 'rm', 'sed',
+                 'sleep', 'tail', 'touch'):
+        (programs / name).symlink_to(shutil.which(name))
+    apt = tmp_path / 'apt'
     done = subprocess.run(
         [checkout.root / '.ci/run'], cwd='/', capture_output=True, text=True,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, 'CI': 'true', 'PYTHON': str(checkout.python),
-             'DENSEBENCH_ENV': str(checkout.root / 'env'), 'FAKE_LOG': str(checkout.log)})
+        env={**os.environ, 'CI': 'true', 'PYTHON': str(checkout.python), 'PATH': str(programs),
+             'DENSEBENCH_ENV': str(checkout.root / 'env'), 'FAKE_LOG': str(checkout.log),
+             'APT_LOG': str(apt)})
     assert done.returncode == 0, done.stderr
     assert done.stdout == 'ran ruff check .\nran pytest -n 2\n'
+    asked = apt.read_text().splitlines() if apt.exists() else []
+    assert [line.split()[:2] for line in asked] == (
+        [] if browser else [['apt-get', 'update'], ['apt-get', 'install']])
 
 
 def test_constraints_pin_what_setup_requires():
@@ -247,7 +261,8 @@ def test_constraints_pin_what_setup_requires():
     setup = configparser.ConfigParser()
     setup.read(ROOT / 'setup.cfg')
     required = (setup['options']['install_requires'] + setup['options.extras_require']['test'])
-    numbers = {name: [int(n) for n in version.split('.')] for name, version, _ in pins}
+    numbers = {name: [int(n) for n in version.split('.') if n.isdigit()]
+               for name, version, _ in pins}
     for requirement in required.split():
         name, _, least = requirement.partition('>=')
         assert numbers[name] >= [int(n) for n in least.split('.') if n]
