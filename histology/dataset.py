@@ -4,14 +4,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from .errors import DataError
+from .share import Shareable
 
 
 @DATASETS.register_module()
-class NucleiImages(BaseDataset):
+class NucleiImages(Shareable):
     """The images of one split, as ``tools/prepare_nuclei.py`` laid them out.
 
     Each entry has ``img_path``, ``label_path`` (16-bit instance map), ``type_path`` (8-bit
@@ -20,7 +20,7 @@ class NucleiImages(BaseDataset):
 
     Args:
         ann_file: ``annotations/SPLIT.json``, of which the list of images is used.
-        kwargs: of mmengine's ``BaseDataset``.
+        kwargs: of ``Shareable`` and mmengine's ``BaseDataset``.
 
     Raises:
         DataError: the data was not prepared, a file is absent, or its types are other than

@@ -7,7 +7,9 @@ import errno
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 
 def parser(purpose: str, examples: str = '') -> argparse.ArgumentParser:
@@ -43,6 +45,31 @@ def add_run_arguments(args: argparse.ArgumentParser) -> None:
                       help='torchrun is noticed by itself')
 
 
+def add_training_arguments(args: argparse.ArgumentParser) -> None:
+    """How runs depart from what their configs say, the same for one and for many."""
+    args.add_argument('--amp', action='store_true',
+                      help='mixed precision (bfloat16 where supported)')
+    args.add_argument('--layer-decay', type=float, metavar='RATE',
+                      help='factor of the learning rate from layer to layer, e.g. 0.8')
+    args.add_argument('--ema', type=float, nargs='?', const=0.0002, metavar='MOMENTUM',
+                      help='evaluate and save a moving average of the weights (0.0002)')
+    args.add_argument('--accumulate', type=int, default=1, metavar='N',
+                      help='batches per optimizer step')
+    args.add_argument('--compile', action='store_true', help='torch.compile the backbone')
+    args.add_argument('--fsdp', action='store_true',
+                      help='shard the model over the processes of torchrun')
+    args.add_argument('--budget', metavar='AMOUNT',
+                      help='images or time instead of the schedule, e.g. 20kimages or 10minutes')
+    args.add_argument('--subset', type=float, metavar='SHARE',
+                      help='train on a share of the images, the same for every backbone and seed')
+
+
+def training_flags(args: argparse.Namespace) -> dict:
+    """Those of ``add_training_arguments`` that ``flags.apply`` takes."""
+    names = 'amp', 'layer_decay', 'ema', 'accumulate', 'compile', 'fsdp'
+    return {name: getattr(args, name) for name in names}
+
+
 class Options(argparse.Action):
     """KEY=VALUE ... as a dict; values are Python literals, else words, else lists of them."""
 
@@ -63,6 +90,23 @@ class Options(argparse.Action):
             return ast.literal_eval(text)
         except (SyntaxError, ValueError):
             return [cls.value(part) for part in text.split(',')] if ',' in text else text
+
+
+def need_writable(path: str | None, argument: str) -> None:
+    """Raise a UserError, before an hour of work and not after it, where the file that an
+    argument names could not be written."""
+    if path is None:
+        return
+    file = Path(path).expanduser()
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(0, 'it is a folder')
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        from backbones.errors import UserError
+        raise UserError(f'{argument}: {path} cannot be written ({error.strerror}); name a file '
+                        'in a folder that exists and is yours') from error
 
 
 def guard(main: Callable[[], int | None]) -> int:

@@ -33,4 +33,15 @@ from histology import (  # noqa: E402, F401
 )
 from histology import draw as contours  # noqa: E402, F401
 
-from . import data, draw, hooks, metrics, optim, progress, tta  # noqa: E402, F401
+from . import (  # noqa: E402, F401
+    averaging,
+    budget,
+    compilation,
+    data,
+    draw,
+    hooks,
+    metrics,
+    optim,
+    progress,
+    tta,
+)

@@ -327,12 +327,14 @@ def _wire_segmentor(model: dict, channels: list[int], strides: list[int], classe
         _fill(model.auxiliary_head, in_channels=channels[at], in_index=at, num_classes=classes)
 
 
-def fingerprint(cfg: Config) -> str:
+def fingerprint(cfg: Config, seed: bool = True) -> str:
     """Hash of everything in a config that decides a result; where the data and the work
-    dir lie does not."""
+    dir lie does not. Without ``seed``, that of all runs that differ in nothing else."""
     content = cfg.to_dict()
     for key in ('work_dir', 'launcher', 'resume', 'load_from', 'data_root', 'visualizer'):
         content.pop(key, None)
+    if not seed:
+        content['randomness'].pop('seed')
     text = json.dumps(content, sort_keys=True, default=str)
     if root := cfg.get('data_root'):
         text = text.replace(json.dumps(f'{root}/')[1:-1], 'data/')

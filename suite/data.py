@@ -25,6 +25,7 @@ from PIL import Image
 
 from backbones.errors import UserError
 from histology import catalog
+from histology.share import Shareable
 
 from . import ops
 
@@ -95,7 +96,7 @@ def _read_coco(path: str) -> dict:
 
 
 @DATASETS.register_module()
-class CocoInstances(CocoDataset):
+class CocoInstances(Shareable, CocoDataset):
     """CocoDataset that names what is wrong with the data.
 
     While it is built: folders, annotation file, categories and image files are checked.
@@ -214,7 +215,7 @@ def _number(count: int, things: str) -> str:
 # ADE20K
 
 @DATASETS.register_module()
-class AdeSegmentation(ADE20KDataset):
+class AdeSegmentation(Shareable, ADE20KDataset):
     """ADE20KDataset that names what is wrong with the data; to be read by ``LoadLabels``.
 
     Classes that are all of ADE20K's select among its labels, as in mmseg; any other list

@@ -12,15 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.dist import broadcast, get_rank, master_only
+from mmengine.dist import broadcast, broadcast_object_list, get_rank, master_only
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import FUNCTIONS, HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from backbones.checkpoint import load_report, log
 from backbones.errors import UserError
+
+from .sharding import gather, is_sharded, scatter_checkpoint
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -74,7 +77,8 @@ class Checkpoint(Hook):
     """Saves ``epoch_N.pth`` or ``iter_N.pth``, the ``keep`` newest, and ``best.pth``.
 
     A file is written under a temporary name, then renamed, and older ones go only after
-    that: a full disk or a kill never costs a checkpoint that was there.
+    that: a full disk or a kill never costs a checkpoint that was there. The first process
+    writes; where the model is sharded, all bring their shards together before it does.
 
     Args:
         interval: epochs (iterations in iteration-based training) between two saves.
@@ -89,6 +93,7 @@ class Checkpoint(Hook):
         self.interval = interval
         self.keep = keep
         self.best = best
+        self._whole: dict = {}
 
     def after_train_epoch(self, runner: Runner) -> None:
         if by_epoch(runner):
@@ -105,23 +110,44 @@ class Checkpoint(Hook):
                 self._save(runner, f'iter_{runner.iter + 1}.pth',
                            dict(epoch=0, iter=runner.iter + 1))
 
-    @master_only
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         value = (metrics or {}).get(self.best)
-        note = Path(runner.work_dir, 'best.json')
         if value is None or not np.isfinite(value):
             return
-        if note.exists() and json.loads(note.read_text())['value'] >= value:
-            return
-        meta = dict(epoch=runner.epoch, iter=runner.iter)
-        with _saving(Path(runner.work_dir, 'best.pth')) as path:
-            self._write(runner, path, dict(meta), save_optimizer=False,
-                        save_param_scheduler=False)
-            write_text(note, json.dumps(dict(metric=self.best, value=float(value), **meta)) + '\n')
+        note = Path(runner.work_dir, 'best.json')
+        # Only the first process need see the work dir, and all must act alike.
+        best = [not (note.exists() and json.loads(note.read_text())['value'] >= value)]
+        broadcast_object_list(best)
+        if best[0]:
+            self._gather(runner)
+            self._save_best(runner, note, float(value))
 
     @master_only
+    def _save_best(self, runner: Runner, note: Path, value: float) -> None:
+        meta = dict(epoch=runner.epoch, iter=runner.iter)
+        with _saving(note.with_suffix('.pth')) as path:
+            self._write(runner, path, dict(meta), save_optimizer=False,
+                        save_param_scheduler=False)
+            write_text(note, json.dumps(dict(metric=self.best, value=value, **meta)) + '\n')
+
     def _save(self, runner: Runner, name: str, meta: dict) -> None:
-        for parameter, value in bare(runner.model).state_dict().items():
+        self._gather(runner, runner.optim_wrapper)
+        self._save_last(runner, name, meta)
+
+    def _gather(self, runner: Runner, optim_wrapper: OptimWrapper | None = None) -> None:
+        if is_sharded(runner.model):
+            self._whole = dict(state_dict=gather(runner.model.state_dict()))
+            if optim_wrapper:
+                self._whole['optimizer'] = gather(optim_wrapper.state_dict())
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        checkpoint.update(self._whole)
+        self._whole = {}
+
+    @master_only
+    def _save_last(self, runner: Runner, name: str, meta: dict) -> None:
+        weights = self._whole.get('state_dict') or bare(runner.model).state_dict()
+        for parameter, value in weights.items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise UserError(f'{parameter} is no longer finite at {position(runner)}; '
                                 'nothing was saved over the last good checkpoint; lower the '
@@ -147,6 +173,8 @@ class CheckpointReport(Hook):
     measured or resumed it must hold everything, to start from, 95 %."""
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if is_sharded(runner.model):
+            scatter_checkpoint(checkpoint, runner.model, runner.optim_wrapper.optimizer)
         weights = checkpoint.get('state_dict', checkpoint)
         state = {name.removeprefix('module.'): value for name, value in weights.items()
                  if isinstance(value, Tensor)}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
+from mmengine.dist import all_gather_object, all_reduce
 from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
@@ -28,8 +29,13 @@ class _Guard:
     diagnose: Callable[[], str] = staticmethod(lambda: '')
 
     def update_params(self, loss: Tensor, *args, **kwargs) -> None:
-        if not torch.isfinite(loss).all():
-            raise NonFiniteLoss(f'the loss became {loss.item()}{self.diagnose()}')
+        lost = (~torch.isfinite(loss)).any().float()
+        # All processes stop together: the pass that looks for the cause may need them all.
+        all_reduce(lost, 'max')
+        if lost:
+            told = f'the loss became {loss.item()}{self.diagnose()}'
+            own = not torch.isfinite(loss).all()
+            raise NonFiniteLoss(next(filter(None, all_gather_object(told if own else None))))
         super().update_params(loss, *args, **kwargs)
 
 

@@ -47,7 +47,7 @@ class Progress(Hook):
         self.started, self.first = time.monotonic(), runner.iter
         self.by_epoch = by_epoch(runner)
         self.interval = runner.cfg.get('default_hooks', {}).get('logger', {}).get('interval', 50)
-        self._open(runner.max_iters, runner.iter, 'training')
+        self._open(None if self._guessed(runner) else runner.max_iters, runner.iter, 'training')
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None,
                          outputs: dict | None = None) -> None:
@@ -55,13 +55,14 @@ class Progress(Hook):
         lr = max(group['lr'] for group in runner.optim_wrapper.optimizer.param_groups)
         loss = outputs['loss'].item()
         pace = (time.monotonic() - self.started) / (done - self.first)
-        where = f'iter {done}/{total}'
+        where = f'iter {done}/{"~" * self._guessed(runner)}{total}'
         if self.by_epoch:
             batches = len(runner.train_dataloader)
             where = f'epoch {runner.epoch + 1}/{runner.max_epochs}  iter {batch_idx + 1}/{batches}'
         if self.bar is not None:
             self.bar.set_description(where, refresh=False)
             self.bar.set_postfix_str(f'loss {loss:.3f}  lr {lr:.1e}', refresh=False)
+            self.bar.total = total
             self.bar.update()
         elif is_main_process() and (done % self.interval == 0 or done == total):
             print(f'{where}  loss {loss:.3f}  lr {lr:.1e}  {pace:.2f} s/iter  '
@@ -100,7 +101,12 @@ class Progress(Hook):
 
     after_test_epoch = after_val_epoch
 
-    def _open(self, total: int, done: int, what: str) -> None:
+    @staticmethod
+    def _guessed(runner: Runner) -> bool:
+        """Whether nobody knows the last iteration yet, see ``suite.budget``."""
+        return getattr(runner.train_loop, 'estimated', False)
+
+    def _open(self, total: int | None, done: int, what: str) -> None:
         if is_main_process() and sys.stdout.isatty():
             self.bar = tqdm(total=total, initial=done, desc=what, dynamic_ncols=True,
                             file=sys.stdout)

@@ -18,6 +18,7 @@ import torch
 from .config import ROOT
 from .hooks import write_text
 
+VERSION = 2  # of the layout; raise it when a field changes its meaning
 _PACKAGES = ('torch', 'torchvision', 'timm', 'numpy', 'onedl-mmengine', 'onedl-mmcv',
              'onedl-mmdetection', 'onedl-mmsegmentation', 'pycocotools', 'faster-coco-eval')
 
@@ -78,9 +79,11 @@ class Record:
         earlier = json.loads(self.path.read_text()) if resumed and self.path.exists() else {}
         self._started = time.monotonic() - earlier.get('wall_seconds', 0.)
         self.content = dict(
-            task=task, status='running', command=shlex.join([sys.executable, *sys.argv]),
+            version=VERSION, task=task, status='running',
+            command=shlex.join([sys.executable, *sys.argv]),
             started=datetime.now(timezone.utc).isoformat(timespec='seconds'),
             resumed=resumed, **facts, commit=commit(), device=device(), versions=versions(),
+            images_per_second=earlier.get('images_per_second'),
             metrics=earlier.get('metrics', {}), history=earlier.get('history', []))
         self._write()
 
@@ -97,6 +100,10 @@ class Record:
         self.content['metrics'] = numbers
         self.content['history'].append({**where, **numbers})
         self._write()
+
+    def trained(self, images_per_second: float) -> None:
+        """Note how fast the training steps were."""
+        self.content['images_per_second'] = round(images_per_second, 3)
 
     def close(self, status: str, **facts) -> None:
         """Note how the run ended."""

@@ -1,6 +1,7 @@
 """Training and testing: a config in, checkpoints, pictures and a record out."""
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
@@ -10,27 +11,43 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed
 from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
 from mmengine.dist import init_dist, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS, RUNNERS
+from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import nn
+from yapf.yapflib import yapf_api
 
 from backbones.checkpoint import log as loading
 from backbones.checkpoint import read_checkpoint
 from backbones.errors import UserError
 
+from . import flags
 from .cli import reason
-from .config import ROOT, backbone_name, fingerprint
-from .hooks import CatchUp, bare, position
+from .config import ROOT, backbone_name
+from .facts import facts, trained
+from .hooks import CatchUp, position
 from .progress import clock, summary
 from .record import Record
+from .sharding import is_sharded, shard
+
+
+def _once(format_code):
+    """mmengine makes the same config pretty six times in a run, at more than a second each."""
+    remembered = functools.lru_cache(4)(
+        lambda text, style: format_code(text, style_config=dict(style)))
+    return lambda text, style_config: remembered(text, tuple(style_config.items()))
+
+
+yapf_api.FormatCode = _once(yapf_api.FormatCode)
 
 
 @RUNNERS.register_module()
@@ -56,13 +73,33 @@ class BenchRunner(Runner):
         if (auto_scale_lr or {}).get('enable'):
             # mmengine's own rule leaves accumulated steps out.
             for group in optim_wrapper.optimizer.param_groups:
-                group['lr'] *= _accumulated(self.cfg)
+                group['lr'] *= flags.accumulated(self.cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        if self.distributed and not torch.cuda.is_available():
+        if not self.distributed:
+            return super().wrap_model(model_wrapper_cfg, model)
+        if not torch.cuda.is_available():
             model = revert_sync_batchnorm(model)
+        if self._shards:
+            return model.to(get_device())
+        if not torch.cuda.is_available():
             return MMDistributedDataParallel(module=model, broadcast_buffers=False)
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def build_optim_wrapper(self, optim_wrapper: dict | OptimWrapper) -> OptimWrapper:
+        if self._shards and not is_sharded(self.model):
+            # Before the optimizer takes up the parameters, after these have their values.
+            super()._init_model_weights()
+            shard(self.model)
+        return super().build_optim_wrapper(optim_wrapper)
+
+    def _init_model_weights(self) -> None:
+        if not self._shards:
+            super()._init_model_weights()
+
+    @property
+    def _shards(self) -> bool:
+        return self.distributed and self.cfg.get('fsdp', False)
 
 
 class Note(Hook):
@@ -73,6 +110,12 @@ class Note(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self.record.rewind(runner.iter)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        # Median: the first steps warm up, and the one after an evaluation waits for it.
+        seconds, _ = runner.message_hub.get_scalar('train/time').data
+        batch = runner.cfg.train_dataloader.batch_size * runner.world_size
+        self.record.trained(batch / float(np.median(seconds)))
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         self.record.measured(metrics or {}, epoch=runner.epoch, iteration=runner.iter)
@@ -126,11 +169,7 @@ def connect(cfg: Config, launcher: str) -> None:
 def effective_batch(cfg: Config) -> int:
     """Images per optimizer step, over all processes and accumulated steps."""
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    return cfg.train_dataloader.batch_size * world * _accumulated(cfg)
-
-
-def _accumulated(cfg: Config) -> int:
-    return cfg.optim_wrapper.get('accumulative_counts', 1)
+    return cfg.train_dataloader.batch_size * world * flags.accumulated(cfg)
 
 
 def scaling(cfg: Config) -> str:
@@ -144,16 +183,6 @@ def scaling(cfg: Config) -> str:
             + (f' ({lr:.2e} for {base}, scaled)' if batch != base else ''))
 
 
-def use_amp(cfg: Config) -> str:
-    """Mixed precision: bfloat16 where the device has it, else float16 with loss scaling."""
-    if not torch.cuda.is_available() or torch.cuda.is_bf16_supported():
-        cfg.optim_wrapper.bfloat16 = True
-        return 'bfloat16 autocast'
-    cfg.optim_wrapper.type = 'GuardedFloat16OptimWrapper'
-    cfg.optim_wrapper.loss_scale = 'dynamic'
-    return 'float16 autocast'
-
-
 def build_runner(cfg: Config) -> BenchRunner:
     """The runner of a config; what a config names but nobody registered is one line."""
     try:
@@ -162,14 +191,6 @@ def build_runner(cfg: Config) -> BenchRunner:
         if ' registry' not in (text := str(error.args[0])):
             raise
         raise UserError(f'config: {text.partition(". ")[0]}') from error
-
-
-def facts(cfg: Config) -> dict:
-    """What a record says of a config."""
-    backbone = cfg.model.backbone
-    return dict(config_hash=fingerprint(cfg), backbone=backbone_name(backbone),
-                reconstruction=getattr(MODELS.get(backbone.type), 'reconstruction', False),
-                protocol=cfg.protocol, mini=cfg.mini, seed=cfg.randomness.seed)
 
 
 def default_work_dir(cfg: Config) -> Path:
@@ -187,14 +208,13 @@ def need_data(cfg: Config) -> None:
 
 
 def train(cfg: Config, work_dir: str | None = None, resume: str | None = None,
-          amp: bool = False, tensorboard: bool = False, launcher: str = 'none') -> dict:
+          tensorboard: bool = False, launcher: str = 'none') -> dict:
     """Train and evaluate as a config says.
 
     Args:
-        cfg: from ``config.load``.
+        cfg: from ``config.load``, see also ``flags.apply``.
         work_dir: default ``work_dirs/BACKBONE/PROTOCOL``.
         resume: 'auto' (the newest checkpoint in the work dir) or a checkpoint file.
-        amp: mixed precision.
         tensorboard: log for TensorBoard too.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'; torchrun is noticed by itself.
 
@@ -202,6 +222,10 @@ def train(cfg: Config, work_dir: str | None = None, resume: str | None = None,
         The last evaluation's metrics.
     """
     connect(cfg, launcher)
+    if cfg.get('fsdp') and not torch.distributed.is_initialized():
+        raise UserError('--fsdp shards a model over several processes, and this is one; start '
+                        'them with torchrun --nproc_per_node=N tools/train.py ...')
+    known = facts(cfg, effective_batch(cfg))
     cfg.work_dir = str(use_work_dir(work_dir or default_work_dir(cfg)))
     if is_main_process():
         need_data(cfg)
@@ -215,21 +239,19 @@ def train(cfg: Config, work_dir: str | None = None, resume: str | None = None,
         _check_resume(cfg)
     elif cfg.get('load_from'):
         _check(cfg.load_from)
-    precision = use_amp(cfg) if amp else 'float32'
     if tensorboard:
         cfg.visualizer.vis_backends.append(ConfigDict(type='TensorboardVisBackend'))
     runner = build_runner(cfg)
-    parameters = sum(p.numel() for p in bare(runner.model).parameters())
     if resume:
         runner.register_hook(CatchUp())
-    known = facts(cfg)
+    precision, ways = flags.precision(cfg), flags.describe(cfg)
     if is_main_process():
-        print(f'{known["protocol"]} with {known["backbone"]}, {parameters / 1e6:.1f} M parameters'
+        print(f'{known["protocol"]} with {known["backbone"]}, '
+              f'{known["parameters"] / 1e6:.1f} M parameters'
               f'{", mini" * cfg.mini}\n{scaling(cfg)}, {precision}, seed {known["seed"]}, '
               f'{runner.world_size} process{"es" * (runner.world_size > 1)}\n'
-              f'results go to {cfg.work_dir}', flush=True)
-    return _run(runner, runner.train, 'train', resumed=bool(resume), parameters=parameters,
-                precision=precision, effective_batch=effective_batch(cfg), **known)
+              + f'{ways}\n' * bool(ways) + f'results go to {cfg.work_dir}', flush=True)
+    return _run(runner, runner.train, 'train', resumed=bool(resume), precision=precision, **known)
 
 
 def test(cfg: Config, checkpoint: str, work_dir: str | None = None, tta: bool = False,
@@ -256,15 +278,14 @@ def test(cfg: Config, checkpoint: str, work_dir: str | None = None, tta: bool = 
                         'replace; choose another --work-dir')
     if is_main_process():
         need_data(cfg)
+    known = facts(cfg, effective_batch(cfg)) | trained(Path(checkpoint))
     cfg.load_from = checkpoint
-    known = facts(cfg)
     if tta:
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     runner = build_runner(cfg)
-    parameters = sum(p.numel() for p in bare(runner.model).parameters())
     return _run(runner, runner.test, 'test', checkpoint=str(checkpoint), tta=tta,
-                parameters=parameters, **known)
+                precision='float32', **known)
 
 
 def _check(path: str) -> dict:
@@ -291,9 +312,13 @@ def _check_resume(cfg: Config) -> None:
                         'leave --resume out to start')
     # By its name alone: the work dir may have moved.
     path = cfg.load_from = cfg.load_from or str(last.with_name(Path(last.read_text()).name))
-    if missing := {'meta', 'optimizer', 'message_hub'} - set(_check(path)):
+    content = _check(path)
+    if missing := {'meta', 'optimizer', 'message_hub'} - set(content):
         raise UserError(f'{path} cannot be resumed, it lacks {", ".join(sorted(missing))}; to '
                         f'start from its weights: --cfg-options load_from={path}')
+    if ('ema_state_dict' in content) != flags.averaged(cfg):
+        how = 'without' if flags.averaged(cfg) else 'with'
+        raise UserError(f'{path} was trained {how} --ema, and can only be resumed {how} it')
 
 
 def _run(runner: Runner, action, task: str, **known) -> dict:

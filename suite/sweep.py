@@ -17,9 +17,9 @@ from pathlib import Path
 
 from backbones.errors import UserError
 
+from . import flags
 from .config import ROOT, fingerprint, load
 from .progress import clock, summary
-from .run import use_amp
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,7 @@ def config_hash(cell: Cell, settings: Settings) -> str:
                (text.partition('=') for text in settings.options)}
     cfg = load(cell.protocol, backbone=cell.backbone, mini=settings.mini,
                data_root=settings.data_root, options={**options, 'randomness.seed': cell.seed})
-    if settings.amp:
-        use_amp(cfg)
-    return fingerprint(cfg)
+    return fingerprint(flags.apply(cfg, amp=settings.amp))
 
 
 def command(cell: Cell, settings: Settings, root: Path, resume: bool) -> list[str]:

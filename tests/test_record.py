@@ -7,13 +7,16 @@ import shlex
 import sys
 
 import pytest
+from conftest import TINY
 
-from suite import config, run
-from suite.record import Record
+from backbones.dilateformer import DilateFormer
+from suite import config, facts, flags
+from suite.record import VERSION, Record
 
 FACTS = {'task', 'status', 'command', 'started', 'config_hash', 'commit', 'versions', 'device',
          'backbone', 'protocol', 'seed', 'parameters', 'metrics', 'history', 'wall_seconds',
-         'peak_memory', 'mini', 'world_size'}
+         'peak_memory', 'mini', 'world_size', 'version', 'family', 'pretraining', 'schedule',
+         'macs', 'backbone_parameters', 'settings_hash', 'images_per_second', 'precision'}
 
 
 def read(work_dir) -> dict:
@@ -22,7 +25,11 @@ def read(work_dir) -> dict:
 
 def test_training(trained):
     record = read(trained('upernet_ade20k'))
-    assert record.keys() >= FACTS | {'effective_batch', 'precision', 'resumed'}
+    assert record.keys() >= FACTS | {'effective_batch', 'resumed'}
+    assert record['version'] == VERSION == 2
+    assert (record['family'], record['pretraining']) == ('DilateFormer', 'none')
+    assert record['schedule'] == '2 iterations, batch 2'
+    assert 0.01 < record['images_per_second'] < 100
     assert (record['task'], record['status'], record['mini']) == ('train', 'completed', True)
     assert (record['protocol'], record['seed']) == ('upernet_ade20k', 0)
     assert (record['effective_batch'], record['world_size']) == (2, 1)
@@ -31,6 +38,10 @@ def test_training(trained):
     assert re.fullmatch(r'[0-9a-f]{40}(\+changes)?|unknown', record['commit'])
     assert record['versions']['torch'].startswith('2.')
     assert 'missing' not in record['versions'].values()
+    net = DilateFormer(TINY)
+    assert record['backbone_parameters'] == sum(p.numel() for p in net.parameters())
+    assert record['parameters'] > record['backbone_parameters']
+    assert 0 < record['macs']['backbone'] < record['macs']['model']
     assert 100 < record['peak_memory']['mib'] < 100_000
     assert 0 < record['wall_seconds'] < 600
 
@@ -44,11 +55,28 @@ def test_testing(tool, trained, mini_root, tmp_path):
     tested, before = read(tmp_path), read(work_dir)
     assert tested.keys() >= FACTS | {'checkpoint', 'tta'}
     assert (tested['task'], tested['status']) == ('test', 'completed')
-    for fact in ('metrics', 'config_hash', 'parameters', 'backbone', 'protocol', 'mini', 'commit'):
+    for fact in ('metrics', 'config_hash', 'parameters', 'backbone', 'protocol', 'mini', 'commit',
+                 'schedule', 'pretraining', 'effective_batch', 'macs'):
         assert tested[fact] == before[fact], fact
     words = shlex.split(tested['command'])
     assert words[0] == sys.executable and words[1].endswith('tools/test.py')
     assert words[-1] == str(tmp_path)
+
+
+def test_a_checkpoint_without_a_record_is_of_unknown_training(tmp_path):
+    (tmp_path / 'record.json').write_text('{"schedule": "12 epochs, batch 16", ')
+    assert facts.trained(tmp_path / 'best.pth') == dict(
+        pretraining='unknown', schedule='unknown', effective_batch=None)
+
+
+def test_words_for_schedule_and_pretraining(tiny):
+    assert facts.schedule(tiny('maskrcnn_coco'), 16) == '1 epochs, batch 16'
+    cfg = tiny('upernet_ade20k', {'subset': 0.125, 'budget': '800 images'})
+    assert facts.schedule(cfg, 8) == '800 images, batch 8, 0.125 of the data'
+    cfg.load_from = '/weights/swin.pth'
+    assert facts.pretraining(cfg) == 'swin.pth'
+    cfg.pretraining = 'ImageNet-1K'
+    assert facts.pretraining(cfg) == 'ImageNet-1K'
 
 
 def test_resumed_record_goes_on(tmp_path):
@@ -90,7 +118,7 @@ def test_hash_knows_what_decides(fingerprint, option):
 def test_hash_knows_amp(tiny):
     cfg = tiny('maskrcnn_coco')
     before = config.fingerprint(cfg)
-    run.use_amp(cfg)
+    flags.apply(cfg, amp=True)
     assert config.fingerprint(cfg) != before
 
 
