@@ -7,7 +7,8 @@ None of it was measured here; measured figures live in records (``suite.record``
     paper: Swin Transformer (Liu et al., ICCV 2021)
     arxiv: '2103.14030'
     code: microsoft/Swin-Transformer   # null where there is none
-    reconstruction: true               # only where ours is one: the results are not this network's
+    reconstruction: true               # only where ours is one: it has no results, since the
+                                       #    paper's are of another network
     networks:                          # a row per registered arch
       tiny:
         parameters: 28.3               # M, of the published classifier
@@ -28,15 +29,19 @@ None of it was measured here; measured figures live in records (``suite.record``
         parameters: 48                 # M, of the whole model
         macs: 264                      # G, of the whole model
         macs_size: 800x1280            # at which, where stated
-        box: 43.7                      # metrics in per cent: top1, box, mask, miou, miou_ms
+        box: 43.7                      # metrics in per cent: top1, box, mask, miou, miou_ms,
+                                       #    dice, aji, pq
         mask: 39.8
         source: README of SwinTransformer/Swin-Transformer-Object-Detection
         note: anything a reader must know
+        differs: why parameters or MACs are more than 3 % away from what tools/complexity.py counts
 
-Whatever a source does not state is left out.
+Whatever a source does not state is left out. ``nuclei.yaml`` is of no backbone: its rows are
+whole methods, with their name as arch, and it has no networks.
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -44,12 +49,12 @@ import yaml
 from backbones.errors import UserError, closest
 
 FOLDER = Path(__file__).parent
-METRICS = {'top1', 'box', 'mask', 'miou', 'miou_ms'}
+METRICS = {'top1', 'box', 'mask', 'miou', 'miou_ms', 'dice', 'aji', 'pq'}
 _TOP = {'system', 'paper', 'arxiv', 'code', 'networks', 'results'}
 _FLAGS = {'reconstruction'}
 _NETWORK = {'parameters', 'backbone', 'macs', 'size', 'counted', 'differs', 'source'}
 _RESULT = {'arch', 'head', 'dataset', 'pretraining', 'schedule', 'size', 'parameters', 'macs',
-           'macs_size', 'source', 'note', *METRICS}
+           'macs_size', 'source', 'differs', 'note', *METRICS}
 _NUMBERS = {'parameters', 'backbone', 'macs', 'counted', *METRICS}
 
 
@@ -83,11 +88,30 @@ def read(system: str) -> dict:
     for number, result in enumerate(content['results'], 1):
         place = f'{path.name}: result {number}'
         _check(place, result, _RESULT, needed={'arch', 'head', 'dataset', 'source'})
+        if content['networks'] and result['arch'] not in content['networks']:
+            raise UserError(f'{place}: there is no arch {result["arch"]!r}'
+                            f'{closest(result["arch"], content["networks"])}')
         if not METRICS & result.keys():
             raise UserError(f'{place}: it has no metric; there are {", ".join(sorted(METRICS))}')
         if not 0 < min(result[name] for name in METRICS if name in result) < 100:
             raise UserError(f'{place}: metrics are in per cent')
+    if content['results'] and content.get('reconstruction'):
+        raise UserError(f"{path.name}: a reconstruction has no results: the paper's are of another "
+                        'network')
     return content
+
+
+def results() -> Iterator[dict]:
+    """All published results of all systems, each with ``family``; a classifier without
+    ``parameters`` or ``macs`` of its own, at the size of its network's, has those."""
+    for system in systems():
+        content = read(system)
+        for result in content['results']:
+            network = content['networks'].get(result['arch'], {})
+            known = {key: network[key] for key in ('parameters', 'macs') if key in network}
+            same = (result['head'] == 'classifier'
+                    and result.get('size') == network.get('size', 224))
+            yield {'family': content['system'], **(known if same else {}), **result}
 
 
 def _check(place: str, content: object, known: set[str], needed: set[str]) -> None:
@@ -98,6 +122,8 @@ def _check(place: str, content: object, known: set[str], needed: set[str]) -> No
     for key, value in content.items():
         if key not in known:
             raise UserError(f'{place}: there is no {key!r}{closest(key, known)}')
+        if key == 'source' and not (isinstance(value, str) and value.strip()):
+            raise UserError(f'{place}: source must say where it stands, got {value!r}')
         if key in _NUMBERS and not isinstance(value, int | float):
             raise UserError(f'{place}: {key} must be a number, got {value!r}')
         if key in _FLAGS and value is not True:

@@ -41,6 +41,8 @@ def everything(system: str) -> str:
     columns = ('arch', 'head', 'dataset', 'pretraining', 'schedule', 'size', 'parameters', 'macs',
                *sorted(METRICS), 'source', 'note')
     results = read(system)['results']
+    if not results:
+        return f'{read(system)["system"]}: no results; ours is a reconstruction'
     used = [name for name in columns if any(name in result for result in results)]
     return _markdown([used, *([str(result.get(name, '')) for name in used] for result in results)])
 
