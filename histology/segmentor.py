@@ -62,8 +62,8 @@ class NucleiSegmentor(EncoderDecoder):
     def maps(self, image: Tensor) -> np.ndarray:
         """The head's maps of an image of any size.
 
-        The image is mirrored at its lower and right rim, up to a window, and to a multiple of
-        32 pixels: windows that start at such multiples sample it as one piece would.
+        The image is mirrored at its lower and right rim, up to a multiple of 32 pixels:
+        windows that start at such multiples sample it as one piece would.
 
         Args:
             image: 3 x H x W, normalised.
@@ -73,8 +73,7 @@ class NucleiSegmentor(EncoderDecoder):
         """
         side, batch = self.test_cfg['window'], self.test_cfg['batch']
         height, width = image.shape[1:]
-        rows, columns = _mirrored(height, side), _mirrored(width, side)
-        image = image[:, rows][:, :, columns]
+        image = image[:, _mirrored(height)][:, :, _mirrored(width)]
         todo = windows(*image.shape[1:], side, self.test_cfg['overlap'])
         whole = np.empty((sum(self.decode_head.outputs.values()), *image.shape[1:]), np.float32)
         with progress(len(todo)) as bar:
@@ -92,9 +91,9 @@ class NucleiSegmentor(EncoderDecoder):
                                           x0 - window.x:x1 - window.x]
 
 
-def _mirrored(length: int, side: int) -> Tensor:
-    """Where the pixels of a row come from that goes back and forth in one of ``length``, for at
-    least ``side`` of them and a multiple of the grid."""
+def _mirrored(length: int) -> Tensor:
+    """Where the pixels of a row come from that goes back and forth in one of ``length``, up to
+    a multiple of the grid."""
     period = max(2 * length - 2, 1)
-    places = torch.arange(max(length + -length % _GRID, side)) % period
+    places = torch.arange(length + -length % _GRID) % period
     return torch.minimum(places, (period - places) % period)

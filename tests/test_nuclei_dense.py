@@ -101,6 +101,16 @@ def test_protocols_differ_by_data_and_types(protocol):
     assert cfg.default_hooks.checkpoint.best is None
 
 
+@pytest.mark.parametrize('protocol, width, rate', [('upernet_kumar', 8, 1e-3),
+                                                   ('upernet_consep', 16, 3e-3)])
+def test_trials_look_through_the_protocol_s_windows(protocol, width, rate):
+    full, mini = (config.load(protocol, backbone='swin_tiny', mini=mini) for mini in (False, True))
+    assert full.model.test_cfg == mini.model.test_cfg == dict(window=512, overlap=64, batch=2)
+    # Types want more width and larger steps, in the trial alone.
+    assert (mini.model.decode_head.fine_channels, mini.optim_wrapper.optimizer.lr) == (width, rate)
+    assert (full.model.decode_head.fine_channels, full.optim_wrapper.optimizer.lr) == (32, 1e-4)
+
+
 def test_the_boundary_head_is_one_option_away():
     cfg = config.load('upernet_kumar', backbone='swin_tiny',
                       options={'model.decode_head.type': 'BoundaryHead'})
@@ -145,7 +155,7 @@ def local():
 def test_windows_give_what_one_piece_gives(local, size):
     image = torch.rand(3, *size)
     maps = local.maps(image)
-    whole = image[:, _mirrored(size[0], 64)][:, :, _mirrored(size[1], 64)]
+    whole = image[:, _mirrored(size[0])][:, :, _mirrored(size[1])]
     piece = local.decode_head.maps([whole[None]])[0].numpy()
     assert np.array_equal(maps, piece[:, :size[0], :size[1]])
     assert np.array_equal(maps[3], image[0])
@@ -154,13 +164,16 @@ def test_windows_give_what_one_piece_gives(local, size):
     assert max(shape[0] for shape in windows) <= 3
 
 
-def test_small_images_are_mirrored_and_cut_again(local):
-    image = torch.rand(3, 20, 31)
-    assert local.maps(image).shape == (4, 20, 31)
-    assert local.decode_head.seen == [(1, 3, 64, 64)]
-    assert _mirrored(3, 8).tolist() == [0, 1, 2, 1] * 8
-    assert _mirrored(40, 4).tolist() == [*range(40), *range(38, 14, -1)]
-    assert _mirrored(1, 48).tolist() == [0] * 48
+def test_small_images_are_mirrored_to_the_grid_and_no_further(local):
+    image = torch.rand(3, 20, 40)
+    assert np.array_equal(local.maps(image)[3], image[0])
+    assert local.decode_head.seen == [(1, 3, 32, 64)]
+    local.test_cfg['window'] = 512
+    assert local.maps(torch.rand(3, 70, 300)).shape == (4, 70, 300)
+    assert local.decode_head.seen[1:] == [(1, 3, 96, 320)]
+    assert _mirrored(3).tolist() == [0, 1, 2, 1] * 8
+    assert _mirrored(40).tolist() == [*range(40), *range(38, 14, -1)]
+    assert _mirrored(1).tolist() == [0] * 32
 
 
 def test_predictions_are_label_maps_of_the_whole_image(local):

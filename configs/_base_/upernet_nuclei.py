@@ -34,6 +34,4 @@ mini_model = {
     'model.backbone.drop_path_rate': 0.,
     'model.decode_head.channels': 32,
     'model.decode_head.fine_channels': 8,
-    'model.test_cfg.window': 256,
-    'model.test_cfg.overlap': 32,
 }
