@@ -36,9 +36,6 @@ def apply(cfg: Config, *, amp: bool = False, layer_decay: float | None = None,
     Raises:
         UserError: a value is out of its range, or two flags exclude each other.
     """
-    if fsdp and ema is not None:
-        raise UserError('--fsdp and --ema exclude each other: an average of sharded weights is not '
-                        'kept; leave one of them out')
     if amp:
         _use_amp(cfg)
     if layer_decay is not None:
@@ -54,6 +51,7 @@ def apply(cfg: Config, *, amp: bool = False, layer_decay: float | None = None,
         _use_hook(cfg, 'CompileBackbone')
     if fsdp:
         cfg.fsdp = True
+    _check_shards(cfg)
     if pretrained is not None:
         path = Path(pretrained).expanduser().resolve()
         if not path.is_file():
@@ -104,6 +102,16 @@ def _use_amp(cfg: Config) -> None:
     else:
         cfg.optim_wrapper.type = 'GuardedFloat16OptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
+
+
+def _check_shards(cfg: Config) -> None:
+    if cfg.get('fsdp'):
+        if averaged(cfg):
+            raise UserError('--fsdp and --ema exclude each other: no average of sharded weights is '
+                            'kept; leave one of them out')
+        if _hook(cfg, 'CompileBackbone'):
+            raise UserError('--fsdp and --compile exclude each other: a compiled backbone passes '
+                            'over the hooks that bring shards together; leave one of them out')
 
 
 def _use_layer_decay(cfg: Config, rate: float) -> None:

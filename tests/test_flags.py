@@ -104,8 +104,10 @@ def test_all_flags_of_one_command(tool, trained, mini_root, tmp_path):
     (['--ema', '1'], '--ema 1: must be greater than 0 and below 1'),
     (['--ema', '0'], '--ema 0: must be greater than 0 and below 1'),
     (['--accumulate', '0'], '--accumulate 0: one batch or more make a step'),
-    (['--fsdp', '--ema'], '--fsdp and --ema exclude each other: an average of sharded weights is '
-                          'not kept; leave one of them out'),
+    (['--fsdp', '--ema'], '--fsdp and --ema exclude each other: no average of sharded weights is '
+                          'kept; leave one of them out'),
+    (['--compile', '--cfg-options', 'fsdp=True'], '--fsdp and --compile exclude each other: a '
+                                                  'compiled backbone passes over the hooks'),
     (['--fsdp'], '--fsdp shards a model over several processes, and this is one; start them with '
                  'torchrun --nproc_per_node=N tools/train.py ...'),
     (['--pretrained', 'gone.pth'], '--pretrained: there is no file '),
@@ -238,11 +240,13 @@ def test_the_average_starts_from_loaded_weights(tiny, trained, tmp_path):
 # Compiled
 
 @pytest.mark.parametrize('backend, amp', [
-    ('aot_eager', False), ('aot_eager', True),
+    ('aot_eager', False), pytest.param('aot_eager', True, marks=pytest.mark.slow),
     pytest.param('inductor', False, marks=pytest.mark.slow)])
 def test_compiled_backbone_trains_alike(exact, watch, tmp_path, backend, amp):
     """With what else a flag may ask for; aot_eager does all but write C++."""
     from torch._dynamo.utils import counters
+    # Graphs of one test would serve another.
+    torch.compiler.reset()
     counters.clear()
     for folder, compile in (('eager', False), ('compiled', True)):
         # One stage of one block: a compiler takes its time.
