@@ -17,7 +17,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import FUNCTIONS, HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from backbones.checkpoint import load_report, log
@@ -179,7 +179,7 @@ class CheckpointReport(Hook):
         state = {name.removeprefix('module.'): value for name, value in weights.items()
                  if isinstance(value, Tensor)}
         source = runner._load_from or 'the checkpoint'
-        whole = runner._resume or runner._train_loop is None
+        whole = runner._resume or not isinstance(runner._train_loop, BaseLoop)
         log.info(load_report(bare(runner.model), state, str(source), whole))
 
 

@@ -18,6 +18,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor
 
+from backbones import UserError
 from suite import components, config, run  # noqa: F401
 
 PROTOCOLS = ('maskrcnn_coco', 'maskrcnn_coco_3x', 'cascade_coco', 'cascade_coco_3x',
@@ -63,6 +64,14 @@ def test_measures_a_checkpoint_as_training_did(protocol, trained, tiny, tmp_path
     done = record(tmp_path)
     assert (done['task'], done['status'], done['tta']) == ('test', 'completed', False)
     assert done['config_hash'] == record(work_dir)['config_hash']
+
+
+def test_measures_no_checkpoint_that_lacks_a_weight(trained, tiny, tmp_path):
+    content = torch.load(checkpoint(trained('upernet_ade20k')), weights_only=False)
+    del content['state_dict']['decode_head.conv_seg.bias']
+    torch.save(content, tmp_path / 'less.pth')
+    with pytest.raises(UserError, match='decode_head.conv_seg.bias'):
+        run.test(tiny('upernet_ade20k'), str(tmp_path / 'less.pth'), str(tmp_path / 'test'))
 
 
 @pytest.mark.parametrize('protocol', ['maskrcnn_coco', 'upernet_ade20k'])
