@@ -11,8 +11,9 @@ from mmengine.registry import METRICS
 @METRICS.register_module()
 class CocoAP(FasterCocoMetric):
     """mmdet's ``FasterCocoMetric``: ``coco/bbox_mAP``, ``coco/segm_mAP`` and their kin, in
-    [0, 1]; the same numbers as pycocotools, several times faster. Progress of the indexing
-    stays off the console; the tables go to the log."""
+    [0, 1]; the same numbers as pycocotools, several times faster. A detector that finds
+    nothing at all has an AP of 0, and not none. Progress of the indexing stays off the
+    console; the tables go to the log."""
 
     def __init__(self, *args, **kwargs):
         with contextlib.redirect_stdout(io.StringIO()):
@@ -20,4 +21,7 @@ class CocoAP(FasterCocoMetric):
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         with contextlib.redirect_stdout(io.StringIO()):
-            return super().compute_metrics(results)
+            found = super().compute_metrics(results)
+        nothing = {f'{kind}_{name}': 0. for kind in {'bbox', 'segm'} & set(self.metrics)
+                   for name in ('mAP', 'mAP_50', 'mAP_75')}
+        return nothing | found

@@ -79,3 +79,17 @@ def test_perfect_predictions_score_one(data):
             labels=torch.tensor([i['bbox_label'] for i in real], dtype=torch.int64))))
     metric.process({}, samples)
     assert metric.evaluate(len(samples))['coco/bbox_mAP'] == 1
+
+
+def test_a_detector_that_finds_nothing_has_no_precision(data):
+    from suite.metrics import CocoAP
+    metric = CocoAP(ann_file=data.ann_file, metric=['bbox', 'segm'])
+    metric.dataset_meta = data.metainfo
+    samples = predictions(data, np.random.default_rng(0))
+    for sample in samples:
+        sample['pred_instances'] = {key: value[:0]
+                                    for key, value in sample['pred_instances'].items()}
+    metric.process({}, samples)
+    assert metric.evaluate(len(samples)) == {
+        f'coco/{kind}_{name}': 0. for kind in ('bbox', 'segm')
+        for name in ('mAP', 'mAP_50', 'mAP_75')}
