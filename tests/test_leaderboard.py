@@ -208,6 +208,16 @@ def test_markdown(two, tmp_path):
         two.resolve() / name / 'record.json' for name in 'bac']
 
 
+def test_groups_side_by_side(two):
+    assert text.overview(boards(collect([two])[0])).splitlines() == [
+        '1. maskrcnn_coco: 12 epochs, batch 16, pre-training: ImageNet-1K',
+        '2. maskrcnn_coco: 12 epochs, batch 16, pre-training: ImageNet-1K (MINI)', '',
+        '| backbone | M | 1: box mAP | 2: box mAP | 2: mask mAP |',
+        '|---|---|---|---|---|',
+        '| stt_s25* | 27.5 | 45.00 | - | - |',
+        '| swin_tiny | 27.5 | 40.00 | 43.70 | 39.80 |']
+
+
 def test_csv(two, tmp_path):
     rows = list(csv.DictReader(io.StringIO(text.table(boards(collect([two])[0]), tmp_path))))
     assert [(row['backbone'], row['rank in group'], row['mini'], row['reconstruction'])

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from suite.progress import NAMES
 
-from .columns import columns, commit, shared
+from .columns import columns, commit, name, score, shared
 from .ranking import AXES, Board, Row
 from .records import METRICS, LeftOut
 
@@ -39,6 +39,10 @@ def front_line(board: Board, metric: str) -> list[str]:
 def markdown(boards: Sequence[Board], left_out: Sequence[LeftOut], folder: Path) -> str:
     """A table per group, with links to records relative to ``folder``."""
     parts = ['# Leaderboard', WHY]
+    if len(boards) > 1:
+        parts.append('## All groups side by side, not ranked (M: parameters of the backbone, '
+                     'million)')
+        parts.append(overview(boards))
     for board in boards:
         parts.append(f'## {board.group}')
         if board.group.mini:
@@ -53,6 +57,27 @@ def markdown(boards: Sequence[Board], left_out: Sequence[LeftOut], folder: Path)
         parts.append('\n'.join(f'- {_plain(os.path.relpath(out.path, folder.resolve()))}: '
                                f'{_plain(out.reason)}' for out in left_out))
     return '\n\n'.join(parts) + '\n'
+
+
+def overview(boards: Sequence[Board]) -> str:
+    """Every backbone's scores in every group, side by side: to see what there is, not to rank.
+    Groups are numbered, and their columns bear the numbers."""
+    columns = [(number, metric) for number, board in enumerate(boards, 1)
+               for metric in board.metrics]
+    cells: dict[str, dict] = {}
+    for number, board in enumerate(boards, 1):
+        for row in board.rows:
+            mine = cells.setdefault(name(row), {})
+            mine['size'] = f'{row.fact("backbone_parameters") / 1e6:.1f}'
+            mine |= {(number, metric): score(row.score(metric), len(row.records)).text
+                     for metric in board.metrics}
+    titles = ['backbone', 'M', *(f'{number}: {NAMES[metric]}' for number, metric in columns)]
+    lines = [f'| {" | ".join(titles)} |', '|---' * len(titles) + '|']
+    for backbone, mine in sorted(cells.items()):
+        scores = [mine.get(column, '-') for column in columns]
+        lines.append(f'| {" | ".join([_plain(backbone), mine["size"], *scores])} |')
+    return '\n'.join([*(f'{number}. {board.group}' for number, board in enumerate(boards, 1)), '',
+                      *lines])
 
 
 def _table(board: Board, folder: Path) -> str:
