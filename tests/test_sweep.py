@@ -10,6 +10,7 @@ from sweeping import HASH, counts, in_background, settings, started, sweep, wait
 
 from backbones import UserError
 from suite import config
+from suite.facts import facts
 from suite.sweep.cells import Cell, Settings, cells, command, hashes
 from suite.sweep.driver import Sweep
 from suite.sweep.executors import Local, Ray, Slurm
@@ -75,11 +76,22 @@ def test_a_killed_sweep_leaves_nothing_behind_and_goes_on(tmp_path):
     assert [resumed for name, resumed, *_ in started(tmp_path) if name == 'slow1'] == [False, True]
 
 
+def test_ctrl_c_ends_the_runs(tmp_path):
+    process = in_background(tmp_path, ['slow1', 'slow2', 'a'])
+    wait_for(lambda: len(started(tmp_path)) == 2)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 1 and not any(alive(pid) for *_, pid in started(tmp_path))
+    assert counts(tmp_path) == dict(slow1=1, slow2=1)
+    for name in ('slow1', 'slow2'):
+        assert 'KeyboardInterrupt' in (tmp_path / name / 'p_seed0/output.txt').read_text()
+
+
 def test_a_killed_worker_is_replaced(tmp_path):
     process = in_background(tmp_path, ['slow', 'a'])
     wait_for(lambda: 'slow' in counts(tmp_path))
-    os.kill(started(tmp_path)[-1][-1] if started(tmp_path)[-1][0] == 'slow'
-            else started(tmp_path)[0][-1], signal.SIGKILL)
+    worker, = [pid for name, *_, pid in started(tmp_path) if name == 'slow']
+    os.kill(worker, signal.SIGKILL)
     wait_for(lambda: counts(tmp_path)['slow'] == 2)
     (tmp_path / 'go').touch()
     process.join()
@@ -130,12 +142,13 @@ def test_command():
         '--budget 8images --amp --layer-decay 0.5 --cfg-options a.b=1 randomness.seed=3').split()
 
 
-def test_fingerprints_are_those_of_runs(mini_root, trained):
-    cell = Cell('dilateformer_tiny', 'upernet_ade20k', 7)
+@pytest.mark.parametrize('protocol', ['maskrcnn_coco', 'upernet_ade20k'])
+def test_fingerprints_are_those_of_records(protocol, mini_root):
+    cell = Cell('dilateformer_tiny', protocol, 7)
     plain = hashes([cell], Settings(mini=True))[cell]
     cfg = config.load(cell.protocol, backbone=cell.backbone, mini=True,
                       data_root=str(mini_root), options={'randomness.seed': 7})
-    assert config.fingerprint(cfg) == plain
+    assert facts(cfg, batch=4)['config_hash'] == plain
     for changes in (dict(flags=dict(amp=True)), dict(budget='80images'), dict(subset=0.5),
                     dict(options=('randomness.deterministic=True',))):
         assert hashes([cell], Settings(mini=True, **changes))[cell] != plain

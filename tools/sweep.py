@@ -31,6 +31,7 @@ The same command goes on where it was stopped or killed; what is completed is no
     args.add_argument('--partition', metavar='NAME', help='Slurm')
     args.add_argument('--hours', type=float, default=24, help='Slurm: limit of a run')
     args.add_argument('--address', help='of a Ray cluster (default: one is started here)')
+    args.parse_args()  # --help and slips end here, before anything slow
 
     from suite.sweep.plan import read
     args = read(args, sys.argv[1:])

@@ -15,5 +15,6 @@ if __name__ == '__main__':
     parent, *command = sys.argv[1:]
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a sweep in the background may ignore it
     if os.getppid() == int(parent):
         os.execv(command[0], command)

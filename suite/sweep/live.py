@@ -57,19 +57,21 @@ def follow(sweep: Sweep) -> None:
     started, total = time.monotonic(), len(sweep.waiting) + len(sweep.done)
     for cell, record in sweep.done.items():
         console.print(f'[done before] {line(cell, record)}', markup=False)
+    end = 0.
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while not sweep.over:
             for cell, record in sweep.step():
+                end = time.monotonic() - started
                 tag = f'{len(sweep.done)}/{total}' if cell in sweep.done else 'again'
                 console.print(f'[{tag}] {line(cell, record)}', markup=False)
             if console.is_terminal:
-                live.update(_picture(sweep, time.monotonic() - started), refresh=True)
+                live.update(_picture(sweep, time.monotonic() - started, end), refresh=True)
             time.sleep(_TICK)
 
 
-def _picture(sweep: Sweep, spent: float) -> Table:
+def _picture(sweep: Sweep, spent: float, end: float) -> Table:
     table = Table('cell', 'state', 'where', 'metrics', 'left',
-                  caption=_counts(sweep, spent), caption_justify='left')
+                  caption=_counts(sweep, spent, end), caption_justify='left')
     for cell in sweep.running:
         table.add_row(str(cell), *place(cell, sweep.root))
     for cell in sweep.elsewhere:
@@ -77,9 +79,15 @@ def _picture(sweep: Sweep, spent: float) -> Table:
     return table
 
 
-def _counts(sweep: Sweep, spent: float) -> str:
+def _counts(sweep: Sweep, spent: float, end: float) -> str:
+    """Args:
+        spent: seconds since the sweep began.
+        end: those until the last run that ended, from which the time left is guessed.
+    """
     failed = sum(record['status'] != 'completed' for record in sweep.done.values())
     ended, open_ = len(sweep.done) - sweep.before, len(sweep.waiting) + len(sweep.running)
     text = (f'{len(sweep.waiting)} waiting, {len(sweep.running)} running, '
             f'{len(sweep.done) - failed} completed, {failed} failed; {clock(spent)} so far')
-    return f'{text}, about {clock(spent / ended * open_)} left' if ended else text
+    if not ended:
+        return text
+    return f'{text}, about {clock(max(0, end / ended * open_ - (spent - end)))} left'
