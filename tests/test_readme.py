@@ -8,8 +8,11 @@ import pytest
 import torch
 
 import backbones
-from backbones.registry import _SYSTEMS
+from backbones.registry import _SYSTEMS, smallest
 from suite.config import ROOT, configured_archs
+from suite.leaderboard import text
+from suite.leaderboard.ranking import boards
+from suite.leaderboard.records import collect
 from suite.published import table
 
 README = (ROOT / 'README.md').read_text()
@@ -56,6 +59,14 @@ def test_named_files_exist_and_the_page_is_short():
 
 def test_published_results_are_those_of_the_data():
     assert table.summary(configured_archs()) in README
+
+
+def test_the_mini_matrix_is_that_of_its_records():
+    records, left_out = collect([ROOT / 'results/mini'])
+    assert text.overview(boards(records)) in README
+    assert len(records) == 3 * len(smallest())
+    # What the kills left behind.
+    assert {record.reason for record in left_out} == {'not completed: still running, or killed'}
 
 
 @pytest.mark.parametrize('tool', sorted(path.name for path in (ROOT / 'tools').glob('[a-z]*.py')))
