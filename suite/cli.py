@@ -14,8 +14,16 @@ from pathlib import Path
 
 def parser(purpose: str, examples: str = '') -> argparse.ArgumentParser:
     """A command line with its purpose above and its examples below."""
-    return argparse.ArgumentParser(description=purpose, epilog=examples,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    return argparse.ArgumentParser(description=purpose, epilog=examples, formatter_class=_Screen)
+
+
+class _Screen(argparse.RawDescriptionHelpFormatter):
+    """Help that fits on a screen: its first line leaves out the options, which stand below."""
+
+    def add_usage(self, usage, actions, groups, prefix=None):
+        needed = ' '.join((action.metavar or action.dest) + ' ...' * (action.nargs in ('+', '*'))
+                          for action in actions if not action.option_strings)
+        super().add_usage(f'%(prog)s {needed} [options]', actions, groups, prefix)
 
 
 def add_config_arguments(args: argparse.ArgumentParser) -> None:
@@ -50,18 +58,18 @@ def add_training_arguments(args: argparse.ArgumentParser) -> None:
     args.add_argument('--amp', action='store_true',
                       help='mixed precision (bfloat16 where supported)')
     args.add_argument('--layer-decay', type=float, metavar='RATE',
-                      help='factor of the learning rate from layer to layer, e.g. 0.8')
+                      help='factor of the rate from layer to layer, e.g. 0.8')
     args.add_argument('--ema', type=float, nargs='?', const=0.0002, metavar='MOMENTUM',
-                      help='evaluate and save a moving average of the weights (0.0002)')
+                      help='measure and save averaged weights (0.0002)')
     args.add_argument('--accumulate', type=int, default=1, metavar='N',
                       help='batches per optimizer step')
     args.add_argument('--compile', action='store_true', help='torch.compile the backbone')
     args.add_argument('--fsdp', action='store_true',
                       help='shard the model over the processes of torchrun')
     args.add_argument('--budget', metavar='AMOUNT',
-                      help='images or time instead of the schedule, e.g. 20kimages or 10minutes')
+                      help='in place of the schedule: 20kimages, 10minutes')
     args.add_argument('--subset', type=float, metavar='SHARE',
-                      help='train on a share of the images, the same for every backbone and seed')
+                      help='train on a share of the images, alike for all')
 
 
 def training_flags(args: argparse.Namespace) -> dict:
