@@ -1,4 +1,4 @@
-"""What was timed, for people (a table), for spreadsheets (CSV) and for leaderboards (JSON)."""
+"""What was timed, for people (a table), for spreadsheets (CSV) and for programs (JSON)."""
 from __future__ import annotations
 
 import csv
@@ -87,7 +87,7 @@ class Report:
         write_text(Path(path).expanduser(), text.getvalue())
 
     def write_record(self, path: str) -> None:
-        """Everything as JSON, for ``tools/leaderboard.py``."""
+        """Everything as JSON, with what the shares mean and the peaks they are of."""
         self.facts['loadavg'].append(os.getloadavg())
         peaks = {task.name: task.rates for task in self.tasks if task.rates}
         content = dict(version=VERSION, kind='speed', **self.facts, meaning=MEANING,
