@@ -97,12 +97,12 @@ def line(count: Count) -> str:
 
 def beside(found: Sequence[Figure]) -> Iterator[str]:
     """The table of published figures, and how many of them agree."""
-    yield (f'{"":<24}{"":<20}{"at":<10}{"M":>8}{"bare":>9}{"ours":>9}{"by":>8}'
+    yield (f'{"":<26}{"":<20}{"at":<10}{"M":>8}{"bare":>9}{"ours":>9}{"by":>8}'
            f'{"G":>9}{"ours":>10}{"by":>8}')
     for one in found:
         bare = one.official if one.head == 'classifier' else None
         ours = one.ours or Complexity(None, None)
-        yield (f'{one.backbone:<24}{one.head:<20}{"x".join(map(str, one.size)):<10}'
+        yield (f'{one.backbone:<26}{one.head:<20}{"x".join(map(str, one.size)):<10}'
                f'{_plain(one.parameters):>8}{_plain(bare):>9}'
                f'{_number(ours.parameters and ours.parameters / 1e6):>9}'
                f'{_percent(one.parameters_by):>8}{_plain(one.macs):>9}'
