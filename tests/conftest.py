@@ -8,7 +8,7 @@ import sys
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import NamedTuple  # noqa: E402
 
@@ -63,6 +63,17 @@ def tiny(mini_root) -> Callable:
     """``tiny('upernet_ade20k', {option: value}, backbone=...)``: a protocol's mini config with
     a tiny backbone that trains for two iterations of two images and evaluates two."""
     return functools.partial(load_tiny, mini_root)
+
+
+@pytest.fixture
+def no_compiler() -> Iterator[None]:
+    """A machine without the C++ compiler that torch.compile needs."""
+    import torch._inductor.config
+    from torch._inductor.cpp_builder import cpp_compiler_search
+    cpp_compiler_search.cache_clear()
+    with torch._inductor.config.patch({'cpp.cxx': (None, '/nowhere/g++')}):
+        yield
+    cpp_compiler_search.cache_clear()
 
 
 class Outcome(NamedTuple):

@@ -131,16 +131,11 @@ def test_layer_decay_needs_layers(tiny):
         flags.apply(cfg, layer_decay=0.9)
 
 
-def test_without_compiler(tiny, tmp_path, monkeypatch):
-    import torch._inductor.config
-    monkeypatch.setattr(torch._inductor.config.cpp, 'cxx', ('no-such-compiler',))
-    from torch._inductor.cpp_builder import cpp_compiler_search
-    cpp_compiler_search.cache_clear()
+def test_without_compiler(tiny, tmp_path, no_compiler):
     cfg = flags.apply(tiny('upernet_ade20k'), compile=True)
     with pytest.raises(UserError, match=r'--compile needs a C\+\+ compiler, and torch found none'):
         run.train(cfg, str(tmp_path))
     assert record(tmp_path)['status'] == 'failed' and not list(tmp_path.glob('*.pth'))
-    cpp_compiler_search.cache_clear()
 
 
 # Layer decay

@@ -368,12 +368,9 @@ def test_a_mistake_is_one_line(tool, arguments, words):
     assert words in tool('speed', *arguments).complaint()
 
 
-def test_no_gpu_and_no_compiler_are_one_line(tool, monkeypatch):
+def test_no_gpu_and_no_compiler_are_one_line(tool, monkeypatch, no_compiler):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     assert 'torch finds no GPU here' in tool('speed', SMALL, '--device', 'cuda').complaint()
-    monkeypatch.setattr(torch._inductor.config.cpp, 'cxx', (None, '/nowhere/g++'))
-    from torch._inductor.cpp_builder import cpp_compiler_search
-    cpp_compiler_search.cache_clear()
     line = tool('speed', SMALL, '--modes', 'eager', 'compile+bfloat16').complaint()
     assert line.startswith('--modes compile needs a C++ compiler')
 

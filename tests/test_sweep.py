@@ -123,8 +123,9 @@ def test_each_run_has_gpus_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5,7')
     executor = Local(None, gpus=1)
     assert executor.jobs == 3
-    (tmp_path / 'go').touch()
     process = in_background(tmp_path, ['slow1', 'slow2', 'slow3', 'a'], executor=executor)
+    wait_for(lambda: len(started(tmp_path)) == 3)
+    (tmp_path / 'go').touch()
     process.join()
     devices = [device for *_, device, _ in started(tmp_path)]
     assert sorted(devices[:3]) == ['4', '5', '7'] and devices[3] in devices[:3]
