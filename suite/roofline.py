@@ -66,7 +66,7 @@ def work(net: nn.Module, size: tuple[int, int]) -> Work | None:
             hook.remove()
     if found.macs is None:
         return None
-    return Work(found.macs, sum(p.numel() for p in net.parameters()), sum(maps))
+    return Work(found.macs, found.parameters, sum(maps))
 
 
 class Meter(NamedTuple):
